@@ -1,0 +1,1 @@
+"""Where examples come from: readers, augmentation, the input pipeline, the embedded data set."""

@@ -1,0 +1,1 @@
+"""Faster R-CNN, its freezing, training, evaluation and export."""

@@ -1,0 +1,93 @@
+"""From a configuration to a model: the one place where settings become constructor arguments."""
+
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+import tf_keras
+
+from detector.anchors import AnchorGrid
+from detector.box_classifier import BoxClassifier, Predictor
+from detector.component import Component
+from detector.config import FeatureExtractorConfig, FixedShapeConfig, ModelConfig
+from detector.faster_rcnn import BoxClassifierSettings, FasterRCNN, RpnSettings
+from detector.feature_extractors import inception_v2, resnet
+from detector.resizer import FixedShapeResizer, KeepAspectRatioResizer, Resizer
+from detector.rpn import Rpn
+
+
+def build_model(config: ModelConfig, class_names: Sequence[str], seed: int = 0) -> FasterRCNN:
+    """Build the detector for `class_names` with fresh weights, a function of `seed`.
+
+    Raises:
+        ValueError: there are no classes, a name stands twice, or `num_classes` says another number.
+    """
+    if not class_names or len(set(class_names)) != len(class_names):
+        raise ValueError(f"class names must be there and differ: {list(class_names)}")
+    if config.num_classes is not None and config.num_classes != len(class_names):
+        raise ValueError(
+            f"model.num_classes is {config.num_classes}, but the data has {len(class_names)} classes: "
+            f"{', '.join(class_names)}; leave num_classes out or mend the label map"
+        )
+    tf_keras.utils.set_random_seed(seed)
+    first_stage, tower, preprocess = _feature_extractor(config.feature_extractor)
+    anchor_grid = AnchorGrid(**config.anchors.model_dump())
+    rpn = config.rpn.model_dump()
+    box_classifier = config.box_classifier.model_dump()
+    for settings in (rpn, box_classifier):
+        settings.pop("l2")  # of training, not of the model
+    model = FasterRCNN(
+        first_stage,
+        Rpn(anchor_grid.per_cell, conv_depth=rpn.pop("conv_depth"), kernel_size=rpn.pop("kernel_size")),
+        BoxClassifier(
+            tower,
+            Predictor(
+                len(class_names),
+                share_box_across_classes=box_classifier.pop("share_box_across_classes"),
+                dropout_rate=box_classifier.pop("dropout_rate"),
+            ),
+        ),
+        preprocess=preprocess,
+        class_names=class_names,
+        anchor_grid=anchor_grid,
+        rpn_settings=RpnSettings(**rpn),
+        box_classifier_settings=BoxClassifierSettings(**box_classifier),
+    )
+    _create_variables(model)
+    return model
+
+
+def build_resizer(config: ModelConfig) -> Resizer:
+    """Return the resizer that the configuration names."""
+    resizer = config.resizer
+    if isinstance(resizer, FixedShapeConfig):
+        return FixedShapeResizer(resizer.height, resizer.width)
+    return KeepAspectRatioResizer(resizer.min_dimension, resizer.max_dimension, resizer.pad)
+
+
+def _feature_extractor(
+    config: FeatureExtractorConfig,
+) -> tuple[Component, Component, Callable[[tf.Tensor], tf.Tensor]]:
+    batch_norm = {
+        name: value
+        for name, value in (
+            ("batch_norm_momentum", config.batch_norm_momentum),
+            ("batch_norm_epsilon", config.batch_norm_epsilon),
+        )
+        if value is not None
+    }
+    if config.type == "inception_v2":
+        width = {"depth_multiplier": config.depth_multiplier, "min_depth": config.min_depth, **batch_norm}
+        return inception_v2.first_stage(**width), inception_v2.tower(**width), inception_v2.preprocess
+    depth = int(config.type.removeprefix("resnet"))
+    shape = {"topology": config.topology, **batch_norm}
+    return resnet.first_stage(depth, **shape), resnet.tower(depth, **shape), resnet.preprocess
+
+
+def _create_variables(model: FasterRCNN) -> None:
+    """Run the components on a small input once, symbolically, so that every variable exists."""
+
+    @tf.function
+    def trace(image: tf.Tensor) -> None:
+        model(image)
+
+    trace.get_concrete_function(tf.TensorSpec([1, 64, 64, 3], tf.float32))

@@ -1,0 +1,373 @@
+"""The configuration of an experiment: its schema, reading it from YAML, and overriding it key by key.
+
+A file in `configs/` states what differs from the defaults here, which are those of the published Faster
+R-CNN configurations.  `base:` names another file to start from.  Unknown keys are errors.
+"""
+
+import contextlib
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message says which key, what was expected and what came."""
+
+
+class Section(BaseModel):
+    """A mapping of the configuration; immutable, and strict about its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FeatureExtractorConfig(Section):
+    """Which network computes the features; width is Inception's alone, `topology` ResNet's."""
+
+    type: Literal["inception_v2", "resnet50", "resnet101", "resnet152"] = "inception_v2"
+    depth_multiplier: float = Field(1.0, gt=0)
+    min_depth: int = Field(16, ge=1)
+    topology: Literal["keras", "slim"] = "keras"
+    batch_norm_momentum: float | None = Field(None, ge=0, lt=1)
+    batch_norm_epsilon: float | None = Field(None, gt=0)
+
+
+class FixedShapeConfig(Section):
+    """Stretch every image to one size, pixels."""
+
+    kind: Literal["fixed_shape"]
+    height: int = Field(ge=33)
+    width: int = Field(ge=33)
+
+
+class KeepAspectRatioConfig(Section):
+    """Scale the shorter side to `min_dimension` unless the longer would pass `max_dimension`, pixels."""
+
+    kind: Literal["keep_aspect_ratio"]
+    min_dimension: int = Field(600, ge=33)
+    max_dimension: int = Field(1024, ge=33)
+    pad: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "KeepAspectRatioConfig":
+        if self.min_dimension > self.max_dimension:
+            raise ValueError(
+                f"min_dimension {self.min_dimension} is larger than max_dimension {self.max_dimension}"
+            )
+        return self
+
+
+class AnchorsConfig(Section):
+    """The anchor grid, pixels of the canvas."""
+
+    scales: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
+    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    base_size_hw: tuple[float, float] = (256.0, 256.0)
+    stride_hw: tuple[float, float] = (16.0, 16.0)
+    offset_hw: tuple[float, float] = (0.0, 0.0)
+
+
+class RpnConfig(Section):
+    """The region proposal network; `l2` weighs its kernels' L2 loss."""
+
+    conv_depth: int = Field(512, ge=1)
+    kernel_size: int = Field(3, ge=1)
+    minibatch_size: int = Field(256, ge=1)
+    positive_fraction: float = Field(0.5, gt=0, le=1)
+    nms_score_threshold: float = Field(0.0, ge=0, lt=1)
+    nms_iou_threshold: float = Field(0.7, gt=0, le=1)
+    max_proposals: int = Field(300, ge=1)
+    clip_anchors: bool = False
+    box_loss_weight: float = Field(2.0, ge=0)
+    objectness_loss_weight: float = Field(1.0, ge=0)
+    l2: float = Field(0.0, ge=0)
+
+
+class BoxClassifierConfig(Section):
+    """The second stage; `l2` weighs its predictor's kernels' L2 loss."""
+
+    crop_size: int = Field(14, ge=1)
+    pool_size: int = Field(2, ge=1)
+    pool_stride: int = Field(2, ge=1)
+    batch_size: int = Field(64, ge=1)
+    positive_fraction: float = Field(0.25, gt=0, le=1)
+    share_box_across_classes: bool = False
+    dropout_rate: float = Field(0.0, ge=0, lt=1)
+    box_loss_weight: float = Field(2.0, ge=0)
+    class_loss_weight: float = Field(1.0, ge=0)
+    l2: float = Field(0.0, ge=0)
+    nms_score_threshold: float = Field(0.0, ge=0, lt=1)
+    nms_iou_threshold: float = Field(0.6, gt=0, le=1)
+    max_detections_per_class: int = Field(100, ge=1)
+    max_detections: int = Field(300, ge=1)
+
+
+class ModelConfig(Section):
+    """The detector."""
+
+    feature_extractor: FeatureExtractorConfig = FeatureExtractorConfig()
+    resizer: Annotated[FixedShapeConfig | KeepAspectRatioConfig, Field(discriminator="kind")] = (
+        KeepAspectRatioConfig(kind="keep_aspect_ratio")
+    )
+    anchors: AnchorsConfig = AnchorsConfig()
+    rpn: RpnConfig = RpnConfig()
+    box_classifier: BoxClassifierConfig = BoxClassifierConfig()
+    # `auto`: fixed statistics where weights are restored, updated ones where training starts from scratch.
+    batch_norm: Literal["auto", "fixed", "update"] = "auto"
+    # Only checked against the data set's classes; the data decides.
+    num_classes: int | None = Field(None, ge=1)
+
+
+class CocoSource(Section):
+    """A COCO JSON file and the folder of its images."""
+
+    format: Literal["coco"]
+    annotations: Path
+    images: Path
+
+
+class VocSource(Section):
+    """A VOC folder, and the split of `ImageSets/Main` to read (all annotations where it is left out)."""
+
+    format: Literal["voc"]
+    root: Path
+    split: str | None = None
+
+
+class TfrecordSource(Section):
+    """TFRecords in the Object Detection API's schema: files, globs or shards, and their label map."""
+
+    format: Literal["tfrecord"]
+    path: tuple[str, ...]
+    label_map: Path | None = None
+
+
+class ShapesSource(Section):
+    """The embedded data set, made under `root` on first use."""
+
+    format: Literal["shapes"]
+    domain: Literal["source", "target"]
+    split: Literal["train", "val"]
+    root: Path = Path("build/shapes")
+
+
+Source = Annotated[CocoSource | VocSource | TfrecordSource | ShapesSource, Field(discriminator="format")]
+
+
+class DataConfig(Section):
+    """Where examples come from, and the albumentations transforms of the training examples."""
+
+    train: Source | None = None
+    evaluate: Source | None = None
+    class_names: tuple[str, ...] | None = None
+    augment: tuple[dict[str, Any], ...] = ()
+    # An object of which less than this part is left after augmentation is dropped.
+    min_visibility: float = Field(0.0, ge=0, le=1)
+
+
+class OptimizerConfig(Section):
+    """SGD with momentum, or AdamW (whose decay is decoupled and leaves biases and BatchNorm alone)."""
+
+    kind: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(0.0, ge=0)
+    beta_1: float = Field(0.9, ge=0, lt=1)
+    beta_2: float = Field(0.999, ge=0, lt=1)
+    epsilon: float = Field(1e-7, gt=0)
+
+    @model_validator(mode="after")
+    def _decay_has_its_optimizer(self) -> "OptimizerConfig":
+        if self.kind == "sgd" and self.weight_decay:
+            raise ValueError(
+                "weight_decay goes with kind: adamw; for sgd set model.rpn.l2 and box_classifier.l2"
+            )
+        return self
+
+
+class LearningRateConfig(Section):
+    """The learning rate by step: linear warmup from `warmup_start`, then constant, cosine to 0, or steps."""
+
+    schedule: Literal["constant", "cosine", "step"] = "cosine"
+    base: float = Field(0.01, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    warmup_start: float = Field(0.0, ge=0)
+    # The step at which the cosine reaches 0; the run's last step where it is left out.
+    total_steps: int | None = Field(None, ge=1)
+    # `step`: from boundaries[i] on the rate is values[i].
+    boundaries: tuple[int, ...] = ()
+    values: tuple[float, ...] = ()
+
+    @model_validator(mode="after")
+    def _steps_have_values(self) -> "LearningRateConfig":
+        if len(self.boundaries) != len(self.values):
+            raise ValueError(f"{len(self.boundaries)} boundaries need as many values, not {len(self.values)}")
+        if list(self.boundaries) != sorted(set(self.boundaries)):
+            raise ValueError(f"boundaries must rise: {list(self.boundaries)}")
+        if bool(self.boundaries) != (self.schedule == "step"):
+            raise ValueError("boundaries and values go with schedule: step, and with it alone")
+        return self
+
+
+class RestoreConfig(Section):
+    """The checkpoint to start from, and, for foreign ones, what it is: see `tools/import_weights.py`."""
+
+    path: Path | None = None
+    type: Literal["classification", "detection", "full"] = "detection"
+
+
+class TrainConfig(Section):
+    """How long and how to train."""
+
+    steps: int = Field(1000, ge=1)
+    batch_size: int = Field(1, ge=1)
+    seed: int = Field(0, ge=0, lt=2**31)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    learning_rate: LearningRateConfig = LearningRateConfig()
+    # Gradients are scaled so that their joint norm, over what is trained, is at most this.
+    clip_norm: float | None = Field(10.0, gt=0)
+    restore: RestoreConfig = RestoreConfig()
+    evaluate_every: int | None = Field(None, ge=1)
+    evaluate_at_start: bool = True
+    checkpoint_every: int = Field(500, ge=1)
+    keep_checkpoints: int = Field(3, ge=1)
+    # Stop after this many evaluations without a better AP.
+    patience: int | None = Field(None, ge=1)
+    log_every: int = Field(10, ge=1)
+    # Same bits on every run on one machine; costs nothing measurable on a CPU.
+    deterministic: bool = True
+
+
+class FreezeConfig(Section):
+    """Selectors: what they freeze, or what alone they leave trainable."""
+
+    freeze: tuple[str, ...] = ()
+    train_only: tuple[str, ...] = ()
+    allow_fresh: bool = False
+
+
+class EvaluateConfig(Section):
+    """How to score."""
+
+    batch_size: int = Field(1, ge=1)
+
+
+class Config(Section):
+    """An experiment."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    freeze: FreezeConfig = FreezeConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    def to_yaml(self) -> str:
+        """Return the whole configuration, defaults included, as YAML that `load` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration file and override single keys.
+
+    Args:
+        path: a YAML file; None for the defaults.
+        overrides: `key=value` texts, with dotted keys and YAML values: `train.steps=500`.
+
+    Raises:
+        ConfigError: naming the file, the key, and the nearest known key.
+    """
+    values = _read(Path(path)) if path is not None else {}
+    for text in overrides:
+        values = _merge(values, _parse_override(text))
+    return validate(values, str(path) if path is not None else "configuration")
+
+
+def validate(values: Mapping[str, Any], origin: str) -> Config:
+    """Check a nested mapping against the schema; `origin` names it in errors."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{origin}: {_explain(issue)}" for issue in error.errors())) from None
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path in seen:
+        raise ConfigError(f"{path}: its `base:` leads back to itself: {' -> '.join(map(str, (*seen, path)))}")
+    if not path.is_file():
+        raise ConfigError(f"no configuration file {path}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, got {type(values).__name__}")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    return _merge(_read(path.parent / base, (*seen, path)), values)
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay `above` over `below`, mapping by mapping; one with another `kind` or `format` replaces the old."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and not _changes_kind(old, value):
+            merged[key] = _merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _changes_kind(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return any(key in new and key in old and new[key] != old[key] for key in ("kind", "format"))
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set takes key=value, like train.steps=500; got {text!r}")
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {key}: not a YAML value: {value!r}") from None
+    # YAML 1.1 reads 1e-3 as text.
+    if isinstance(nested, str):
+        with contextlib.suppress(ValueError):
+            nested = float(nested)
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return nested
+
+
+def _explain(issue: Mapping[str, Any]) -> str:
+    location = [str(part) for part in issue["loc"]]
+    # The tags of discriminated unions are part of pydantic's location, but no key of the file.
+    known_tags = {"fixed_shape", "keep_aspect_ratio", "coco", "voc", "tfrecord", "shapes"}
+    location = [part for part in location if part not in known_tags]
+    key = ".".join(location)
+    if issue["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(key, _known_keys(Config), n=1, cutoff=0.0)
+        return f"unknown key '{key}'; nearest: '{nearest[0]}'"
+    given = issue.get("input")
+    shown = "" if isinstance(given, Mapping) else f", got {given!r}"
+    message = issue["msg"].removeprefix("Value error, ")
+    return f"{key or 'configuration'}: {message[:1].lower()}{message[1:]}{shown}"
+
+
+def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, info in section.model_fields.items():
+        keys.append(prefix + name)
+        for kind in _sections_of(info.annotation):
+            keys += _known_keys(kind, f"{prefix}{name}.")
+    return keys
+
+
+def _sections_of(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [kind for part in getattr(annotation, "__args__", ()) for kind in _sections_of(part)]

@@ -1,0 +1,146 @@
+"""The layers that feature extractors are made of: convolutions with batch norm, pools, and chains of them.
+
+Images and features are float [B, H, W, channels] in the dtype policy's compute dtype.  Every layer takes
+`training`, so that chains need not tell one kind from another.  The batch norm of a convolution is its
+attribute `BatchNorm`, which makes paths like `Conv2d_0b_3x3/BatchNorm/gamma`.
+"""
+
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from detector.batch_norm import BatchNorm
+from detector.component import Component
+
+
+class Conv(tf_keras.layers.Conv2D):
+    """Convolution without bias, batch norm, and ReLU unless `relu` is false.
+
+    Padding is TensorFlow's "SAME", which depends on the input's size when the stride is above 1 (an even
+    size is padded less before than after).  `fixed_padding` pads alike on both sides whatever the size,
+    as slim's `conv2d_same` and the ResNets of the Object Detection API do.  The output's size is the same.
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int,
+        strides: int = 1,
+        *,
+        batch_norm: dict[str, float],
+        kernel_initializer: Any = "glorot_uniform",
+        relu: bool = True,
+        fixed_padding: bool = False,
+    ):
+        """`batch_norm` holds the `momentum` and `epsilon` of the batch norm."""
+        super().__init__(
+            filters,
+            kernel_size,
+            strides,
+            padding="same",
+            use_bias=False,
+            kernel_initializer=kernel_initializer,
+        )
+        self.relu = relu
+        self.fixed_padding = fixed_padding
+        self.BatchNorm = BatchNorm(**batch_norm)
+
+    def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        """Convolve `inputs` with `kernel` under the layer's padding."""
+        if not self.fixed_padding:
+            return super().convolution_op(inputs, kernel)
+        # Not as `padding=` of conv2d: with it the kernel gradient takes twice as long on a CPU.
+        sides = [[(size - 1) // 2, size // 2] for size in self.kernel_size]
+        padded = tf.pad(inputs, [[0, 0], *sides, [0, 0]])
+        return tf.nn.conv2d(padded, kernel, self.strides, "VALID")
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Map `inputs` [B, H, W, channels] to [B, ceil(H / strides), ceil(W / strides), filters]."""
+        outputs = self.BatchNorm(super().call(inputs), training=training)
+        return tf.nn.relu(outputs) if self.relu else outputs
+
+
+class SeparableConv(tf_keras.layers.SeparableConv2D):
+    """Depthwise convolution, 1x1 convolution, batch norm, ReLU; no biases, "SAME" padding."""
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int,
+        strides: int = 1,
+        *,
+        depth_multiplier: int,
+        batch_norm: dict[str, float],
+        depthwise_initializer: Any = "glorot_uniform",
+        pointwise_initializer: Any = "glorot_uniform",
+    ):
+        """`depth_multiplier` is the number of depthwise filters per input channel."""
+        super().__init__(
+            filters,
+            kernel_size,
+            strides,
+            padding="same",
+            depth_multiplier=depth_multiplier,
+            use_bias=False,
+            depthwise_initializer=depthwise_initializer,
+            pointwise_initializer=pointwise_initializer,
+        )
+        self.BatchNorm = BatchNorm(**batch_norm)
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Map `inputs` [B, H, W, channels] to [B, ceil(H / strides), ceil(W / strides), filters]."""
+        return tf.nn.relu(self.BatchNorm(super().call(inputs), training=training))
+
+
+class MaxPool(tf_keras.layers.MaxPooling2D):
+    """Max pooling with "SAME" padding."""
+
+    def __init__(self, pool_size: int, strides: int = 1):
+        super().__init__(pool_size, strides, padding="same")
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Map `inputs` [B, H, W, channels] to [B, ceil(H / strides), ceil(W / strides), channels]."""
+        return super().call(inputs)
+
+
+class AveragePool(tf_keras.layers.AveragePooling2D):
+    """Average pooling with "SAME" padding, which the averages leave out."""
+
+    def __init__(self, pool_size: int, strides: int = 1):
+        super().__init__(pool_size, strides, padding="same")
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Map `inputs` [B, H, W, channels] to [B, ceil(H / strides), ceil(W / strides), channels]."""
+        return super().call(inputs)
+
+
+class Chain(tf_keras.layers.Layer):
+    """Layers one after the other; the keywords are their attribute names."""
+
+    def __init__(self, **links: tf_keras.layers.Layer):
+        super().__init__()
+        for name, layer in links.items():
+            setattr(self, name, layer)
+        self._links = tuple(links)
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Pass `inputs` through every layer."""
+        for name in self._links:
+            inputs = getattr(self, name)(inputs, training=training)
+        return inputs
+
+
+class StageChain(Component):
+    """A component whose stages run one after the other; the keywords are their names."""
+
+    def __init__(self, **stages: tf_keras.layers.Layer):
+        super().__init__()
+        for name, stage in stages.items():
+            setattr(self, name, stage)
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Pass `inputs` through every stage."""
+        for stage in self.stages.values():
+            inputs = stage(inputs, training=training)
+        return inputs

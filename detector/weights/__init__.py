@@ -1,0 +1,1 @@
+"""Importers of weights, one file per source format."""
