@@ -23,8 +23,9 @@ class Component(tf_keras.Model):
     def layers(self) -> list[tf_keras.layers.Layer]:
         """Every layer with variables of its own or no layers inside, in the order of the forward pass.
 
-        This is `Model.layers` of the same network written as a flat functional model, less its
-        activations, so that the index slices people know from Keras (`layers[:100]`) mean the same here.
+        Much like `Model.layers` of the same network written as a flat functional model, less inputs,
+        activations, sums and concatenations: what the index slices people know from Keras
+        (`layers[:100]`) select from.
         """
         return [layer for _, layer in walk_layers(self) if layer is not self]
 

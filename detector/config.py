@@ -279,10 +279,14 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
     Raises:
         ConfigError: naming the file, the key, and the nearest known key.
     """
-    values = _read(Path(path)) if path is not None else {}
+    return override(_read(Path(path)) if path is not None else {}, overrides, str(path or "configuration"))
+
+
+def override(values: Mapping[str, Any], overrides: Sequence[str], origin: str) -> Config:
+    """Override single keys of a nested mapping, then check it; `origin` names it in errors."""
     for text in overrides:
         values = _merge(values, _parse_override(text))
-    return validate(values, str(path) if path is not None else "configuration")
+    return validate(values, origin)
 
 
 def validate(values: Mapping[str, Any], origin: str) -> Config:

@@ -23,6 +23,11 @@ class FixedShapeResizer:
         """The canvas's height and width where they do not depend on the image."""
         return self.height, self.width
 
+    @property
+    def nominal_hw(self) -> tuple[int, int]:
+        """A canvas to reckon costs with."""
+        return self.height, self.width
+
     def __call__(self, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Resize `image` [h, w, 3], any dtype, to (float32 [height, width, 3], its size int32 [2])."""
         size_hw = tf.constant([self.height, self.width], tf.int32)
@@ -44,6 +49,13 @@ class KeepAspectRatioResizer:
     def canvas_hw(self) -> tuple[int | None, int | None]:
         """The canvas's height and width where they do not depend on the image."""
         return (self.max_dimension, self.max_dimension) if self.pad else (None, None)
+
+    @property
+    def nominal_hw(self) -> tuple[int, int]:
+        """A canvas to reckon costs with: the padded one, or that of a 4:3 image."""
+        if self.pad:
+            return self.max_dimension, self.max_dimension
+        return self.min_dimension, min(self.min_dimension * 4 // 3, self.max_dimension)
 
     def __call__(self, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Resize `image` [h, w, 3] of any dtype to (float32 [H, W, 3], int32 [2] size on the canvas)."""

@@ -1,0 +1,169 @@
+"""Checkpoints: a folder with a TensorFlow checkpoint whose keys are paths, and a JSON page about it.
+
+    step-000500/variables.index, variables.data-…   every variable of the model, and the optimizer's state
+    step-000500/checkpoint.json                     step, classes, configuration, plan, provenance, digests
+
+A checkpoint is written beside its place and moved there whole, so a killed run leaves none that is half
+written; every value is checked against its digest when it is read.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from detector.digest import digest, digests
+
+FORMAT = 1
+_OPTIMIZER = "optimizer/"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read or does not fit; the message says what was expected and what came."""
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint says of itself.
+
+    `categories`: [{"id", "name"}] in the order of the class scores.  `model`: the model configuration.
+    `plan`: the freeze plan's manifest, or None.  `provenance`: per component where its values came from.
+    `training`: whatever the training loop needs to go on (seed, best score, …).  `digests`: SHA-256 by key.
+    """
+
+    step: int
+    categories: list[dict[str, Any]]
+    model: dict[str, Any]
+    plan: dict[str, Any] | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes' names, in the order of the class scores."""
+        return [category["name"] for category in self.categories]
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether `path` is a folder that this module wrote."""
+    return (Path(path) / "checkpoint.json").is_file()
+
+
+def save(
+    path: str | Path,
+    info: CheckpointInfo,
+    variables: Mapping[str, tf.Variable],
+    optimizer_state: Mapping[str, tf.Variable] | None = None,
+) -> Path:
+    """Write a checkpoint to the folder `path`, which appears only when it is complete.
+
+    Args:
+        path: the folder; an older checkpoint there is replaced.
+        info: the page about it; its digests are filled in here.
+        variables: the model's, by path.
+        optimizer_state: the optimizer's, by name, where training is to go on from here.
+    """
+    path = Path(path)
+    state = {f"{_OPTIMIZER}{name}": variable for name, variable in (optimizer_state or {}).items()}
+    values = {**variables, **state}
+    page = {"format": FORMAT, **asdict(info), "digests": digests(values)}
+
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    prefix = str(partial / "variables")
+    tf.raw_ops.SaveV2(
+        prefix=prefix + "_part",
+        tensor_names=list(values),
+        shape_and_slices=[""] * len(values),
+        tensors=[tf.convert_to_tensor(value) for value in values.values()],
+    )
+    tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=[prefix + "_part"], destination_prefix=prefix)
+    (partial / "checkpoint.json").write_text(json.dumps(page, indent=1), encoding="utf-8")
+    for file in partial.iterdir():
+        with open(file, "rb") as written:
+            os.fsync(written.fileno())
+    if path.exists():
+        shutil.rmtree(path)
+    os.replace(partial, path)
+    return path
+
+
+def read_info(path: str | Path) -> CheckpointInfo:
+    """Read the page about a checkpoint.
+
+    Raises:
+        CheckpointError: there is none, or it is of another format.
+    """
+    page_path = Path(path) / "checkpoint.json"
+    if not page_path.is_file():
+        raise CheckpointError(f"{path} is no checkpoint of this package: it has no checkpoint.json")
+    try:
+        page = json.loads(page_path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{page_path} is damaged: {error}") from None
+    if page.pop("format", None) != FORMAT:
+        raise CheckpointError(f"{page_path} is not of format {FORMAT}; it was written by another version")
+    return CheckpointInfo(**page)
+
+
+def read_values(path: str | Path, info: CheckpointInfo | None = None) -> dict[str, np.ndarray]:
+    """Read and verify every value of a checkpoint: {path: array}, the optimizer's under `optimizer/`.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or a value is not the one that was written.
+    """
+    info = info or read_info(path)
+    try:
+        reader = tf.train.load_checkpoint(str(Path(path) / "variables"))
+        values = {key: reader.get_tensor(key) for key in info.digests}
+    except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path} is damaged or incomplete ({reason}); use an earlier one") from None
+    changed = [key for key, value in values.items() if digest(value) != info.digests[key]]
+    if changed:
+        raise CheckpointError(
+            f"{path} is damaged: {len(changed)} values differ from their digests, first {changed[0]}; "
+            "use an earlier one"
+        )
+    return values
+
+
+def restore(
+    path: str | Path,
+    variables: Mapping[str, tf.Variable],
+    optimizer_state: Mapping[str, tf.Variable] | None = None,
+) -> CheckpointInfo:
+    """Assign a checkpoint's values to the variables of a model of the same architecture and classes.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or a variable is missing, left over or of another shape;
+            nothing is assigned then.
+    """
+    info = read_info(path)
+    values = read_values(path, info)
+    targets = dict(variables)
+    if optimizer_state is not None:
+        targets |= {f"{_OPTIMIZER}{name}": variable for name, variable in optimizer_state.items()}
+    else:
+        values = {key: value for key, value in values.items() if not key.startswith(_OPTIMIZER)}
+    problems = [f"missing in the checkpoint: {key}" for key in targets if key not in values]
+    problems += [f"left over in the checkpoint: {key}" for key in values if key not in targets]
+    problems += [
+        f"{key}: the model has shape {tuple(target.shape)}, the checkpoint {values[key].shape}"
+        for key, target in targets.items()
+        if key in values and tuple(target.shape) != values[key].shape
+    ]
+    if problems:
+        more = f"\n  … and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointError(f"{path} does not fit the model:\n  " + "\n  ".join(problems[:5]) + more)
+    for key, target in targets.items():
+        target.assign(values[key])
+    return info

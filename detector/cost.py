@@ -1,0 +1,79 @@
+"""What a training step costs, predicted: floating-point operations by stage, and what a plan saves of them."""
+
+from dataclasses import dataclass
+
+import tensorflow as tf
+import tf_keras
+
+from detector.faster_rcnn import FasterRCNN
+from detector.freeze import FreezePlan
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """One stage of the forward pass, by path, and its floating-point operations for one image."""
+
+    path: str
+    flops: int
+
+
+def stage_costs(model: FasterRCNN, canvas_hw: tuple[int, int]) -> list[StageCost]:
+    """Return the cost of every stage for one image of `canvas_hw` pixels, in the order of the forward pass.
+
+    Counted by TensorFlow's profiler on each stage's own graph.  The second stage is counted for the crops of
+    a training step.  What has no variables (NMS, cropping, losses) is not counted.
+    """
+    costs = []
+
+    def add(path: str, stage: tf_keras.layers.Layer, shape: list[int]) -> list[int]:
+        graph = tf.function(lambda x: stage(x)).get_concrete_function(tf.TensorSpec(shape, tf.float32))
+        costs.append(StageCost(path, _flops(graph.graph)))
+        outputs = graph.structured_outputs
+        return outputs.shape.as_list() if isinstance(outputs, tf.TensorSpec | tf.Tensor) else shape
+
+    shape = [1, *canvas_hw, 3]
+    for name, stage in model.feature_extractor.stages.items():
+        shape = add(f"feature_extractor/{name}", stage, shape)
+    add("rpn", model.rpn, shape)
+    settings = model.box_classifier_settings
+    side = (settings.crop_size - settings.pool_size) // settings.pool_stride + 1
+    shape = [settings.batch_size, side, side, shape[-1]]
+    for name, stage in model.box_classifier.tower.stages.items():
+        shape = add(f"box_classifier/tower/{name}", stage, shape)
+    add("box_classifier/predictor", model.box_classifier.predictor, shape)
+    return costs
+
+
+def predicted_saving(costs: list[StageCost], plan: FreezePlan) -> float:
+    """Return the part of a full training step's operations that `plan` does not have to do, 0 … 1.
+
+    A stage's forward pass counts once.  Its gradient towards its variables counts once more if it trains,
+    and the gradient towards its input once more if anything before it trains.
+    """
+    return 1.0 - _training_flops(costs, plan) / _training_flops(costs, None)
+
+
+def _training_flops(costs: list[StageCost], plan: FreezePlan | None) -> int:
+    trains = {cost.path: plan is None or _trains(cost.path, plan) for cost in costs}
+    total = 0
+    for index, cost in enumerate(costs):
+        # Box classifier stages reach back into the feature extractor through the crops, not through the RPN:
+        # proposals are constants.
+        before = [
+            earlier.path
+            for earlier in costs[:index]
+            if not (earlier.path == "rpn" and cost.path.startswith("box_classifier"))
+        ]
+        passes = 1 + trains[cost.path] + any(trains[path] for path in before)
+        total += passes * cost.flops
+    return total
+
+
+def _trains(path: str, plan: FreezePlan) -> bool:
+    return plan.summary(path).trained_variables > 0
+
+
+def _flops(graph: tf.Graph) -> int:
+    options = tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()
+    options["output"] = "none"
+    return tf.compat.v1.profiler.profile(graph, options=options).total_float_ops

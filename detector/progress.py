@@ -1,0 +1,67 @@
+"""What a run shows while it trains: a bar with losses, speed and time left, or plain lines for logs."""
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+_SHOWN = ("loss", "rpn_objectness", "rpn_box", "class", "box")
+
+
+class Progress:
+    """Shows steps as they end; with `bar` false it prints a line every `log_every` steps instead."""
+
+    def __init__(self, start: int, steps: int, batch_size: int, log_every: int, bar: bool):
+        self._steps, self._batch_size, self._log_every = steps, batch_size, log_every
+        self._console = Console(highlight=False)
+        # The first step traces the graph; rates are taken over the steps after it.
+        self._ends: deque[float] = deque(maxlen=100)
+        self._bar: RichProgress | None = None
+        if bar:
+            self._bar = RichProgress(
+                TextColumn("[bold]training"),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[status]}"),
+                console=self._console,
+            )
+            self._task = self._bar.add_task("train", total=steps, completed=start, status="tracing the graph")
+
+    def __enter__(self) -> "Progress":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, step: int, values: Mapping[str, float]) -> None:
+        """Show that `step` steps are done, with the named losses of the last."""
+        self._ends.append(time.perf_counter())
+        losses = "  ".join(f"{name} {values[name]:.3f}" for name in _SHOWN if name in values)
+        rate = self.rates().get("images_per_second")
+        speed = f"{rate:.1f} images/s" if rate else ""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, status=f"{speed}  {losses}")
+        elif step % self._log_every == 0 or step == self._steps:
+            self._console.print(f"step {step}/{self._steps}  {losses}  {speed}")
+
+    def rates(self) -> dict[str, float]:
+        """Return `images_per_second` over the last steps, once there are two to measure between."""
+        if len(self._ends) < 2:
+            return {}
+        seconds = self._ends[-1] - self._ends[0]
+        return {"images_per_second": (len(self._ends) - 1) * self._batch_size / seconds}
+
+    def note(self, text: str) -> None:
+        """Print a line above the bar, and leave the time it took to come by out of the rates."""
+        self._ends.clear()
+        (self._bar.console if self._bar is not None else self._console).print(text)

@@ -1,0 +1,132 @@
+"""A run's folder: what was asked for, what happened step by step, and where its checkpoints are.
+
+config.yaml  plan.json  environment.json     what was asked for, and with what
+metrics.jsonl  tensorboard/                   one line per logged step and per evaluation
+checkpoints/step-000500  last  best           `last` and `best` point at folders of `detector.checkpoint`
+detections.json  evaluation.json  freeze_proof.json
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+_PACKAGES = ("tensorflow", "tf-keras", "tf-models-official", "albumentations", "pycocotools", "numpy")
+
+
+class RunLog:
+    """Writes a run's folder; everything in it is there as soon as the call returns."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.checkpoints = self.folder / "checkpoints"
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self._metrics_path = self.folder / "metrics.jsonl"
+        self._board = tf.summary.create_file_writer(str(self.folder / "tensorboard"))
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write one of the folder's JSON files, whole or not at all."""
+        return self._write(name, json.dumps(value, indent=1))
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write one of the folder's text files, whole or not at all."""
+        return self._write(name, text)
+
+    def metrics(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Append the numbers of a step to `metrics.jsonl` and to TensorBoard."""
+        with open(self._metrics_path, "a", encoding="utf-8") as lines:
+            lines.write(json.dumps({"step": step, **values}) + "\n")
+        with self._board.as_default():
+            for name, value in values.items():
+                if value is not None:
+                    tf.summary.scalar(name, value, step=step)
+        self._board.flush()
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Read `metrics.jsonl` back; a last line that a killed run left half written is dropped."""
+        if not self._metrics_path.is_file():
+            return []
+        rows = []
+        for line in self._metrics_path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows
+
+    def forget_after(self, step: int) -> None:
+        """Drop the metrics past `step`: a run that resumes there will write them again."""
+        rows = [row for row in self.read_metrics() if row["step"] <= step]
+        self._write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def checkpoint_path(self, step: int) -> Path:
+        """Return the folder of the checkpoint of `step`."""
+        return self.checkpoints / f"step-{step:06d}"
+
+    @property
+    def last(self) -> Path | None:
+        """The newest checkpoint, or None."""
+        return self._pointed("last")
+
+    @property
+    def best(self) -> Path | None:
+        """The checkpoint with the best AP so far, or None."""
+        return self._pointed("best")
+
+    def point(self, name: str, checkpoint: Path) -> None:
+        """Make `last` or `best` point at a checkpoint, in one step."""
+        partial = self.checkpoints / f".{name}.partial"
+        partial.unlink(missing_ok=True)
+        partial.symlink_to(checkpoint.name)
+        os.replace(partial, self.checkpoints / name)
+
+    def keep_newest(self, count: int) -> None:
+        """Delete all but the newest `count` checkpoints and the best one."""
+        kept = {self.best, self.last}
+        numbered = sorted(self.checkpoints.glob("step-*"))
+        for folder in numbered[:-count]:
+            if folder not in kept:
+                shutil.rmtree(folder)
+
+    def _pointed(self, name: str) -> Path | None:
+        link = self.checkpoints / name
+        return self.checkpoints / os.readlink(link) if link.is_symlink() and link.exists() else None
+
+    def _write(self, name: str, text: str) -> Path:
+        path = self.folder / name
+        partial = path.with_name(f".{name}.partial")
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+        return path
+
+
+def environment() -> dict[str, Any]:
+    """Say with what a run was made: packages, Python, machine, and this project's commit in a checkout."""
+    root = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    # An installed package may lie inside somebody else's repository, whose commit says nothing of this code.
+    is_checkout = (root / "pyproject.toml").is_file()
+    status = git("status", "--porcelain") if is_checkout else None
+    return {
+        "git_commit": git("rev-parse", "HEAD") if is_checkout else None,
+        "git_modified": None if status is None else bool(status),
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+    }

@@ -1,0 +1,302 @@
+"""Training: one plain loop around one step.
+
+An example's way ends here: batch -> named losses -> gradients of what the plan trains -> clip -> apply.
+Every random choice is keyed by (seed, step), so a run that was killed and resumed ends with the same bits.
+"""
+
+import math
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from detector import checkpoint
+from detector.checkpoint import CheckpointInfo
+from detector.coco_metrics import CocoScores
+from detector.config import Config
+from detector.digest import digests
+from detector.faster_rcnn import FasterRCNN
+from detector.freeze import FreezePlan
+from detector.freeze_proof import FreezeProof, prove
+from detector.optimizer import build_optimizer, optimizer_state
+from detector.progress import Progress
+from detector.run_log import RunLog
+from detector.schedule import learning_rate_schedule
+
+Batch = Mapping[str, tf.Tensor]
+Step = Callable[[Batch, tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss became infinite or not a number; the message names the step, every loss and the images."""
+
+
+class Interrupted(RuntimeError):  # noqa: N818 - it is no error: the run is saved and can go on
+    """SIGTERM or Ctrl-C came; the step was finished and saved first."""
+
+
+@dataclass
+class Progression:
+    """Where a run stands: what a checkpoint must hold besides variables, so that the run can go on."""
+
+    step: int = 0
+    best_ap: float | None = None
+    best_step: int | None = None
+    evaluations_since_best: int = 0
+    frozen_digests: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a run ended: its last step, the scores of its evaluations by step, and the proof of its freeze."""
+
+    step: int
+    scores: dict[int, CocoScores]
+    proof: FreezeProof
+    stopped_early: bool
+
+
+def make_step(
+    model: FasterRCNN,
+    trained: Mapping[str, tf.Variable],
+    optimizer: tf_keras.optimizers.Optimizer,
+    *,
+    clip_norm: float | None,
+    l2: Mapping[str, float] | None = None,
+) -> Step:
+    """Return the training step, a `tf.function` of (batch, seed, learning rate).
+
+    The step takes a batch of the design's section 4, `seed` int32 [2] (run seed and step) and the learning
+    rate, a float32 scalar.  It moves the trained variables and the BatchNorm statistics that the plan
+    leaves free, and returns the named losses, their sum `loss` and the gradients' joint norm, scalars.
+
+    Args:
+        model: with its freeze plan applied.
+        trained: {path: variable} of what gets gradients, and nothing else does.
+        optimizer: with slots for `trained`.
+        clip_norm: the largest joint norm of the gradients; None for no limit.
+        l2: {path prefix: weight} of the L2 loss on trained kernels under the prefix.
+    """
+    regularized = [
+        (weight, variable)
+        for prefix, weight in (l2 or {}).items()
+        if weight
+        for path, variable in trained.items()
+        if path.startswith(prefix + "/") and path.endswith("/kernel")
+    ]
+    variables = list(trained.values())
+
+    @tf.function(reduce_retracing=True)
+    def step(batch: Batch, seed: tf.Tensor, learning_rate: tf.Tensor) -> dict[str, tf.Tensor]:
+        # Only what trains is watched: nothing before the first trained variable is differentiated.
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            losses = model.named_losses(batch, seed)
+            if regularized:
+                # slim's and TensorFlow's L2 loss: half the sum of squares.
+                losses["l2"] = tf.add_n(
+                    [weight * tf.nn.l2_loss(variable) for weight, variable in regularized]
+                )
+            loss = tf.add_n(list(losses.values()))
+        gradients = tape.gradient(loss, variables)
+        _require_gradients(trained, gradients)
+        norm = tf.linalg.global_norm(gradients)
+        if clip_norm is not None:
+            gradients, _ = tf.clip_by_global_norm(gradients, clip_norm, use_norm=norm)
+        optimizer.learning_rate.assign(learning_rate)
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return {**losses, "loss": loss, "gradient_norm": norm}
+
+    return step
+
+
+def fit(
+    model: FasterRCNN,
+    plan: FreezePlan,
+    batches: Iterable[Batch],
+    config: Config,
+    *,
+    run: RunLog | None = None,
+    evaluate: Callable[[], CocoScores] | None = None,
+    categories: list[dict[str, Any]] | None = None,
+    provenance: dict[str, Any] | None = None,
+    resume_from: CheckpointInfo | None = None,
+    show_progress: bool = False,
+) -> FitResult:
+    """Train what the plan trains.
+
+    Args:
+        model: with its starting weights.
+        plan: of this model; applied here.
+        batches: element k is the batch of step k, counted from `resume_from.step` (or 0); any `tf.data` set
+            of the design's section 4 will do.
+        config: its `train` section, and the L2 weights of its model.
+        run: where metrics and checkpoints go; None keeps nothing.
+        evaluate: scores the model as it stands; called every `train.evaluate_every` steps and at the end.
+        categories: [{"id", "name"}] of the data set, for the checkpoints; numbered from 1 where left out.
+        provenance: per component where its weights came from, for the checkpoints.
+        resume_from: the page of the run's last checkpoint, to go on from there; `run` must hold it.
+        show_progress: draw a progress bar; plain lines otherwise.
+
+    Raises:
+        NonFiniteLossError: a loss is not finite; the last checkpoint is untouched.
+        FreezeProofError: a frozen variable moved.
+        Interrupted: the run was asked to stop, and is saved.
+        ValueError: `batches` ended before the last step.
+    """
+    settings = config.train
+    categories = categories or [{"id": i + 1, "name": name} for i, name in enumerate(model.class_names)]
+    provenance = provenance or {}
+    variables = model.variables_by_path
+    plan.apply(model.components)
+    trained = {path: variables[path] for path in plan.trained}
+    frozen = {path: variables[path] for path in plan.frozen}
+    optimizer = build_optimizer(settings.optimizer, trained)
+    slots = optimizer_state(optimizer, trained)
+    if resume_from is not None:
+        assert run is not None and run.last is not None
+        checkpoint.restore(run.last, variables, slots)
+        at = Progression(**resume_from.training)
+        run.forget_after(at.step)
+    else:
+        at = Progression(frozen_digests=digests(frozen))
+    step = make_step(
+        model,
+        trained,
+        optimizer,
+        clip_norm=settings.clip_norm,
+        l2={"rpn": config.model.rpn.l2, "box_classifier/predictor": config.model.box_classifier.l2},
+    )
+    rate = learning_rate_schedule(settings.learning_rate, settings.steps)
+    scores: dict[int, CocoScores] = {}
+
+    def save() -> None:
+        if run is None:
+            return
+        info = CheckpointInfo(
+            step=at.step,
+            categories=categories,
+            model=config.model.model_dump(mode="json"),
+            plan=plan.to_dict(),
+            provenance=provenance,
+            training=asdict(at),
+        )
+        path = checkpoint.save(run.checkpoint_path(at.step), info, variables, slots)
+        if at.best_step == at.step:
+            run.point("best", path)
+        run.point("last", path)
+        run.keep_newest(settings.keep_checkpoints)
+
+    stopped_early = False
+    source = iter(batches)
+    with (
+        Progress(at.step, settings.steps, settings.batch_size, settings.log_every, show_progress) as progress,
+        _stop_requests() as stop,
+    ):
+        while at.step < settings.steps and not stopped_early:
+            batch = _next_batch(source, at.step)
+            learning_rate = rate(at.step)
+            losses = step(
+                batch,
+                tf.constant([settings.seed, at.step], tf.int32),
+                tf.constant(learning_rate, tf.float32),
+            )
+            values = {name: float(value) for name, value in losses.items()}
+            _require_finite(values, at.step, batch)
+            at.step += 1
+            progress.advance(at.step, values)
+            if run is not None and (at.step % settings.log_every == 0 or at.step == settings.steps):
+                run.metrics(at.step, {**values, "learning_rate": learning_rate, **progress.rates()})
+
+            is_last = at.step == settings.steps
+            if evaluate is not None and (
+                is_last or (settings.evaluate_every and at.step % settings.evaluate_every == 0)
+            ):
+                scores[at.step] = evaluate()
+                at = _note_score(at, scores[at.step])
+                progress.note(f"step {at.step}: AP {_shown(scores[at.step].AP)}, best {_shown(at.best_ap)}")
+                if run is not None:
+                    run.metrics(at.step, {f"evaluation/{k}": v for k, v in scores[at.step].numbers().items()})
+                stopped_early = (
+                    settings.patience is not None and at.evaluations_since_best >= settings.patience
+                )
+            if (
+                is_last
+                or stopped_early
+                or stop()
+                or at.step % settings.checkpoint_every == 0
+                or at.best_step == at.step
+            ):
+                save()
+            if stop() and not is_last:
+                raise Interrupted(f"stopped at step {at.step} of {settings.steps}")
+
+    proof = prove(at.frozen_digests, frozen, at.step, provenance)
+    if run is not None:
+        run.write_json("freeze_proof.json", proof.to_dict())
+    proof.verify()
+    return FitResult(at.step, scores, proof, stopped_early)
+
+
+def _note_score(at: Progression, scores: CocoScores) -> Progression:
+    ap = scores.AP or 0.0
+    if at.best_ap is None or ap > at.best_ap:
+        return replace(at, best_ap=ap, best_step=at.step, evaluations_since_best=0)
+    return replace(at, evaluations_since_best=at.evaluations_since_best + 1)
+
+
+def _next_batch(source: Iterator[Batch], step: int) -> Batch:
+    try:
+        return next(source)
+    except StopIteration:
+        raise ValueError(
+            f"the batches ended before step {step}; repeat the data set, or ask for fewer train.steps"
+        ) from None
+
+
+def _require_gradients(trained: Mapping[str, tf.Variable], gradients: list[tf.Tensor | None]) -> None:
+    missing = [path for path, gradient in zip(trained, gradients, strict=True) if gradient is None]
+    if missing:
+        raise ValueError(
+            f"no gradient reaches {len(missing)} variables that the plan trains, first {missing[0]}: "
+            "no loss depends on them"
+        )
+
+
+def _require_finite(values: Mapping[str, float], step: int, batch: Batch) -> None:
+    if all(math.isfinite(value) for value in values.values()):
+        return
+    named = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    images = batch["image_id"].numpy().tolist() if "image_id" in batch else "unknown"
+    raise NonFiniteLossError(
+        f"step {step}: a loss is not finite ({named}); images {images}. "
+        "The last checkpoint is untouched; a lower learning rate, a longer warmup or a smaller clip_norm "
+        "may help"
+    )
+
+
+def _shown(ap: float | None) -> str:
+    return "–" if ap is None else f"{ap:.3f}"
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Within it, SIGTERM and Ctrl-C do not end the process but make the yielded function return True."""
+    requested = []
+
+    def request(number: int, frame: Any) -> None:
+        requested.append(number)
+
+    try:
+        previous = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not in the main thread, where signals do not arrive
+        previous = {}
+    try:
+        yield lambda: bool(requested)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

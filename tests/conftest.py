@@ -1,0 +1,92 @@
+"""A small detector and small batches that every head learns from, for tests that need a whole model."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from detector.builder import build_model
+from detector.config import Config, override
+from detector.faster_rcnn import FasterRCNN
+
+CLASS_NAMES = ("circle", "square", "star")
+
+TINY = {
+    "model": {
+        "feature_extractor": {"depth_multiplier": 0.1, "min_depth": 4, "batch_norm_momentum": 0.9},
+        "resizer": {"kind": "fixed_shape", "height": 64, "width": 64},
+        "anchors": {"base_size_hw": [32, 32], "scales": [0.5, 1.0]},
+        "rpn": {"conv_depth": 8, "minibatch_size": 16, "max_proposals": 16},
+        "box_classifier": {"crop_size": 8, "batch_size": 8, "max_detections": 20},
+    },
+    "train": {
+        "steps": 3,
+        "batch_size": 2,
+        "learning_rate": {"schedule": "constant", "base": 0.05},
+        "checkpoint_every": 2,
+        "log_every": 1,
+    },
+}
+
+
+@pytest.fixture
+def tiny_config() -> Callable[..., Config]:
+    """Return a function from `key=value` overrides to the tiny configuration."""
+    return lambda *overrides: override(TINY, overrides, "tiny")
+
+
+@pytest.fixture
+def tiny_model(tiny_config) -> Callable[..., FasterRCNN]:
+    """Return a function that builds the tiny detector; one seed always gives the same weights."""
+    return lambda seed=0, class_names=CLASS_NAMES: build_model(tiny_config().model, class_names, seed=seed)
+
+
+def tiny_batch(step: int, batch_size: int = 2, side: int = 64) -> dict[str, tf.Tensor]:
+    """Return batch `step` of an endless set: bright rectangles, classed by colour, and a row of padding."""
+    rng = np.random.default_rng([7, step])
+    image = rng.integers(0, 60, [batch_size, side, side, 3], np.uint8)
+    boxes = np.zeros([batch_size, 4, 4], np.float32)
+    classes = np.full([batch_size, 4], -1, np.int32)
+    for row in range(batch_size):
+        for slot, (top, left) in enumerate([(4, 4), (4, 36), (36, 4)]):
+            height, width = rng.integers(16, 26, 2)
+            boxes[row, slot] = top, left, top + height, left + width
+            classes[row, slot] = rng.integers(0, 3)
+            image[row, top : top + height, left : left + width, classes[row, slot]] += 180
+    return {
+        "image": tf.constant(image),
+        "image_size_hw": tf.constant([[side, side]] * batch_size, tf.int32),
+        "boxes_yxyx": tf.constant(boxes),
+        "classes": tf.constant(classes),
+        "is_crowd": tf.zeros([batch_size, 4], tf.bool),
+        "image_id": tf.range(batch_size, dtype=tf.int64) + step * batch_size,
+        "original_size_hw": tf.constant([[side, side]] * batch_size, tf.int32),
+    }
+
+
+@pytest.fixture
+def make_batch() -> Callable[..., dict[str, tf.Tensor]]:
+    """Return `tiny_batch`."""
+    return tiny_batch
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Return the folder of real data and reference values beside the checkout; skip the test without it."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"needs the reference data in {folder.name}/ beside the checkout")
+    return folder
+
+
+def values_of(variables: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Return a copy of every variable's value."""
+    return {path: variable.numpy().copy() for path, variable in variables.items()}

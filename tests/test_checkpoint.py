@@ -1,0 +1,92 @@
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from detector import checkpoint
+from detector.checkpoint import CheckpointError, CheckpointInfo
+
+INFO = CheckpointInfo(step=3, categories=[{"id": 7, "name": "cat"}], model={"width": 1}, training={"step": 3})
+
+
+def variables(scale=1.0):
+    return {
+        "rpn/conv/kernel": tf.Variable(scale * np.arange(6, dtype=np.float32).reshape(2, 3)),
+        "rpn/conv/bias": tf.Variable([scale]),
+    }
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    state = {"iterations": tf.Variable(5, dtype=tf.int64)}
+    path = checkpoint.save(tmp_path / "step-3", INFO, variables(2.0), state)
+    restored, restored_state = variables(0.0), {"iterations": tf.Variable(0, dtype=tf.int64)}
+    info = checkpoint.restore(path, restored, restored_state)
+    assert (info.step, info.class_names, info.training) == (3, ["cat"], {"step": 3})
+    np.testing.assert_array_equal(restored["rpn/conv/kernel"], 2.0 * np.arange(6).reshape(2, 3))
+    assert int(restored_state["iterations"]) == 5
+    without_optimizer = variables(0.0)
+    checkpoint.restore(path, without_optimizer)
+    np.testing.assert_array_equal(without_optimizer["rpn/conv/bias"], [2.0])
+
+
+def test_tensorflow_reads_it_by_path(tmp_path):
+    path = checkpoint.save(tmp_path / "step-3", INFO, variables())
+    reader = tf.train.load_checkpoint(str(path / "variables"))
+    assert reader.has_tensor("rpn/conv/kernel")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["step-3"]  # nothing half written is left
+
+
+def test_a_killed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = checkpoint.save(tmp_path / "last", INFO, variables(1.0))
+
+    def killed(*arguments, **keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tf.raw_ops, "MergeV2Checkpoints", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(path, INFO, variables(9.0))
+    restored = variables(0.0)
+    checkpoint.restore(path, restored)
+    np.testing.assert_array_equal(restored["rpn/conv/bias"], [1.0])
+
+
+def test_damage_is_found(tmp_path):
+    path = checkpoint.save(tmp_path / "a", INFO, variables())
+    data = next(path.glob("variables.data*"))
+    whole = data.read_bytes()
+
+    data.write_bytes(whole[:-5])
+    with pytest.raises(CheckpointError, match="damaged or incomplete"):
+        checkpoint.restore(path, variables())
+    data.unlink()
+    with pytest.raises(CheckpointError, match="damaged or incomplete"):
+        checkpoint.restore(path, variables())
+    data.write_bytes(whole)
+    page = json.loads((path / "checkpoint.json").read_text())
+    page["digests"]["rpn/conv/bias"] = "0" * 64
+    (path / "checkpoint.json").write_text(json.dumps(page))
+    with pytest.raises(CheckpointError, match="1 values differ from their digests, first rpn/conv/bias"):
+        checkpoint.restore(path, variables())
+    (path / "checkpoint.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json is damaged"):
+        checkpoint.restore(path, variables())
+    (path / "checkpoint.json").write_text('{"format": 99}')
+    with pytest.raises(CheckpointError, match="not of format"):
+        checkpoint.restore(path, variables())
+    with pytest.raises(CheckpointError, match="is no checkpoint of this package"):
+        checkpoint.restore(tmp_path, variables())
+
+
+def test_a_checkpoint_that_does_not_fit_assigns_nothing(tmp_path):
+    path = checkpoint.save(tmp_path / "a", INFO, variables(2.0))
+    other = {"rpn/conv/kernel": tf.Variable(tf.zeros([2, 3])), "rpn/conv/bias": tf.Variable(tf.zeros([4]))}
+    with pytest.raises(
+        CheckpointError, match=r"rpn/conv/bias: the model has shape \(4,\), the checkpoint \(1,\)"
+    ):
+        checkpoint.restore(path, other)
+    np.testing.assert_array_equal(other["rpn/conv/kernel"], np.zeros([2, 3]))
+    with pytest.raises(CheckpointError, match="left over in the checkpoint: rpn/conv/bias"):
+        checkpoint.restore(path, {"rpn/conv/kernel": other["rpn/conv/kernel"]})
+    with pytest.raises(CheckpointError, match="missing in the checkpoint: rpn/spare"):
+        checkpoint.restore(path, {**variables(), "rpn/spare": tf.Variable(1.0)})

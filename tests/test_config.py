@@ -1,0 +1,107 @@
+from pathlib import Path
+
+import pytest
+
+from detector.config import Config, ConfigError, load, override
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_configuration_is_valid(path):
+    assert isinstance(load(path), Config)
+
+
+def test_a_resolved_configuration_reads_back_equal(tmp_path):
+    config = load(CONFIGS[0], ["train.steps=7", "data.augment=[{name: HorizontalFlip, p: 0.5}]"])
+    assert load(write(tmp_path / "config.yaml", config.to_yaml())) == config
+
+
+def test_the_defaults_are_the_published_ones():
+    model = Config().model
+    assert (model.rpn.minibatch_size, model.rpn.max_proposals, model.rpn.nms_iou_threshold) == (256, 300, 0.7)
+    assert (model.box_classifier.batch_size, model.box_classifier.positive_fraction) == (64, 0.25)
+    assert (model.box_classifier.crop_size, model.box_classifier.pool_size) == (14, 2)
+    assert (model.resizer.min_dimension, model.resizer.max_dimension) == (600, 1024)
+
+
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [
+        ("train.stesp=3", "train.steps"),
+        ("model.rpn.max_proposal=3", "model.rpn.max_proposals"),
+        ("freezing=none", "freeze"),
+        ("data.train={format: voc, rot: here}", "data.train.root"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(text, nearest):
+    with pytest.raises(ConfigError, match=f"unknown key '.*'; nearest: '{nearest}'"):
+        load(None, [text])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train.steps=0", "train.steps: .*greater than or equal to 1, got 0"),
+        ("train.steps=many", "train.steps: .*integer.*got 'many'"),
+        ("train.steps", "takes key=value"),
+        (
+            "model.resizer={kind: keep_aspect_ratio, min_dimension: 700, max_dimension: 600}",
+            "min_dimension 700",
+        ),
+        ("train.optimizer.weight_decay=0.1", "weight_decay goes with kind: adamw"),
+        (
+            "train.learning_rate={schedule: step, boundaries: [5], values: []}",
+            "1 boundaries need as many values",
+        ),
+        ("train.learning_rate={schedule: step, boundaries: [5, 5], values: [1, 1]}", "boundaries must rise"),
+        ("data.train={format: zip}", "data.train: .*'coco', 'voc', 'tfrecord', 'shapes'"),
+    ],
+)
+def test_a_wrong_value_says_what_was_expected_and_what_came(text, message):
+    with pytest.raises(ConfigError, match=message):
+        load(None, [text])
+
+
+def test_overrides_take_yaml_values_and_exponents():
+    config = load(
+        None, ["train.learning_rate.base=1e-3", "train.clip_norm=null", "freeze.freeze=[rpn, none]"]
+    )
+    assert config.train.learning_rate.base == 0.001
+    assert config.train.clip_norm is None
+    assert config.freeze.freeze == ("rpn", "none")
+
+
+def test_a_file_lies_over_its_base(tmp_path):
+    write(
+        tmp_path / "base.yaml",
+        "train: {steps: 5, batch_size: 3}\nmodel: {resizer: {kind: fixed_shape, height: 64, width: 64}}",
+    )
+    write(
+        tmp_path / "own.yaml",
+        "base: base.yaml\ntrain: {steps: 9}\nmodel: {resizer: {kind: keep_aspect_ratio}}",
+    )
+    config = load(tmp_path / "own.yaml")
+    assert (config.train.steps, config.train.batch_size) == (9, 3)
+    assert config.model.resizer.kind == "keep_aspect_ratio"  # of another kind: nothing of the old one is left
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(ConfigError, match="no configuration file"):
+        load(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="not YAML"):
+        load(write(tmp_path / "broken.yaml", "train: ["))
+    with pytest.raises(ConfigError, match="expected a mapping of sections, got list"):
+        load(write(tmp_path / "list.yaml", "- train"))
+    with pytest.raises(ConfigError, match="leads back to itself"):
+        load(write(tmp_path / "loop.yaml", "base: loop.yaml"))
+
+
+def test_the_origin_is_named():
+    with pytest.raises(ConfigError, match=r"^my\.config: unknown key 'x'"):
+        override({"x": 1}, [], "my.config")
