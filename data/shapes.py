@@ -1,8 +1,8 @@
 """The embedded data set: drawn shapes in two domains that share their classes and differ in appearance.
 
 In the *source* domain shapes of any colour stand on light, smooth ground.  In the *target* domain, of which
-there are few images, the same shapes are textured, only a little lighter than dark, textured ground, blurred,
-noisy, and crossed by stripes.  What makes a triangle a triangle stays the same, so that a detector of the
+there are few images, the same shapes are textured, lighter or darker than murky, textured ground, blurred,
+noisy, and often crossed by stripes.  What makes a triangle a triangle stays the same, so that a detector of the
 source domain may keep its box classifier and has to learn to see anew.
 """
 
@@ -35,9 +35,10 @@ IMAGE_COUNTS: Mapping[str, int] = {
 IMAGE_SIZE = 128
 """Height and width of every image, pixels."""
 
-_VERSION = 1  # raise it with every change to what is drawn: it names the folder
+_VERSION = 2  # raise it with every change to what is drawn: it names the folder
 _SEED = 20150604
 _EMPTY_PART = 0.04  # of the images show no object
+_STRIPED_PART = 0.6  # of the target domain's images
 _MAX_OBJECTS = 4
 _SIDES = (20.0, 60.0)  # of the longer side of an object's box, pixels
 _MAX_COVERED = 0.1  # of the smaller of two boxes, by the other
@@ -135,7 +136,8 @@ def draw_image(
     if domain == "source":
         image = image + rng.normal(0, 4, image.shape)
     else:
-        image = _add_stripes(image, rng)
+        if rng.random() < _STRIPED_PART:
+            image = _add_stripes(image, rng)
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.5, 1.0))
         image = image + rng.normal(0, rng.uniform(6, 11), image.shape)
     objects = []
@@ -207,16 +209,17 @@ def _source_fill(rng: np.random.Generator) -> np.ndarray:
 
 
 def _target_ground(rng: np.random.Generator) -> np.ndarray:
-    """Dark, with grain of several sizes and a wave across."""
-    grain = sum(_grain(cells, rng) * weight for cells, weight in ((6, 14.0), (20, 11.0), (64, 9.0)))
-    wave = 9 * np.sin(_ramp(rng) * (2 * math.pi / rng.uniform(6, 16)))
-    return rng.uniform(35, 75, 3) + (grain + wave)[:, :, np.newaxis]
+    """Murky, with grain of several sizes and a wave across."""
+    grain = sum(_grain(cells, rng) * weight for cells, weight in ((6, 9.0), (20, 7.0), (64, 6.0)))
+    wave = 6 * np.sin(_ramp(rng) * (2 * math.pi / rng.uniform(6, 16)))
+    return rng.uniform(110, 190, 3) + (grain + wave)[:, :, np.newaxis]
 
 
 def _target_fill(ground: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The ground seen through a lighter, hatched film."""
+    """The ground seen through a hatched film, lighter or darker than it."""
     hatch = 9 * np.sin(_ramp(rng) * (2 * math.pi / rng.uniform(4, 9)))
-    return ground * 0.6 + rng.uniform(50, 95, 3) + hatch[:, :, np.newaxis]
+    light = rng.uniform(95, 140, 3) if rng.random() < 0.5 else rng.uniform(-20, 15, 3)
+    return ground * 0.5 + light + hatch[:, :, np.newaxis]
 
 
 def _add_stripes(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -1,6 +1,7 @@
 """From a configuration to a model: the one place where settings become constructor arguments."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 import tf_keras
@@ -67,7 +68,7 @@ def build_resizer(config: ModelConfig) -> Resizer:
 def _feature_extractor(
     config: FeatureExtractorConfig,
 ) -> tuple[Component, Component, Callable[[tf.Tensor], tf.Tensor]]:
-    batch_norm = {
+    batch_norm: dict[str, Any] = {
         name: value
         for name, value in (
             ("batch_norm_momentum", config.batch_norm_momentum),
@@ -84,10 +85,7 @@ def _feature_extractor(
 
 
 def _create_variables(model: FasterRCNN) -> None:
-    """Run the components on a small input once, symbolically, so that every variable exists."""
-
-    @tf.function
-    def trace(image: tf.Tensor) -> None:
-        model(image)
-
-    trace.get_concrete_function(tf.TensorSpec([1, 64, 64, 3], tf.float32))
+    """Run each component once on a small input, so that every variable exists."""
+    features = model.feature_extractor(tf.zeros([1, 64, 64, 3]))
+    model.rpn(features)
+    model.box_classifier(tf.zeros([1, 7, 7, features.shape[-1]]))

@@ -30,7 +30,7 @@ class FeatureExtractorConfig(Section):
     type: Literal["inception_v2", "resnet50", "resnet101", "resnet152"] = "inception_v2"
     depth_multiplier: float = Field(1.0, gt=0)
     min_depth: int = Field(16, ge=1)
-    topology: Literal["keras", "slim"] = "keras"
+    topology: Literal["keras", "slim", "garden"] = "keras"
     batch_norm_momentum: float | None = Field(None, ge=0, lt=1)
     batch_norm_epsilon: float | None = Field(None, gt=0)
 
@@ -213,10 +213,11 @@ class LearningRateConfig(Section):
 
 
 class RestoreConfig(Section):
-    """The checkpoint to start from, and, for foreign ones, what it is: see `tools/import_weights.py`."""
+    """The checkpoint to start from: this package's or one of those that `tools/import_weights.py` reads."""
 
     path: Path | None = None
-    type: Literal["classification", "detection", "full"] = "detection"
+    # What to take from it, the Object Detection API's `fine_tune_checkpoint_type`; None takes all that fits.
+    type: Literal["classification", "detection", "full"] | None = None
 
 
 class TrainConfig(Section):

@@ -3,13 +3,14 @@
 import time
 from collections import deque
 from collections.abc import Mapping
+from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-_SHOWN = ("loss", "rpn_objectness", "rpn_box", "class", "box")
+_PARTS = {"rpn_objectness": "objectness", "rpn_box": "rpn box", "class": "class", "box": "box", "l2": "l2"}
 
 
 class Progress:
@@ -46,13 +47,16 @@ class Progress:
     def advance(self, step: int, values: Mapping[str, float]) -> None:
         """Show that `step` steps are done, with the named losses of the last."""
         self._ends.append(time.perf_counter())
-        losses = "  ".join(f"{name} {values[name]:.3f}" for name in _SHOWN if name in values)
         rate = self.rates().get("images_per_second")
         speed = f"{rate:.1f} images/s" if rate else ""
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, status=f"{speed}  {losses}")
+            self._bar.update(self._task, completed=step, status=f"{speed}  loss {values['loss']:.3f}")
         elif step % self._log_every == 0 or step == self._steps:
-            self._console.print(f"step {step}/{self._steps}  {losses}  {speed}")
+            parts = ", ".join(f"{word} {values[name]:.3f}" for name, word in _PARTS.items() if name in values)
+            left = (self._steps - step) * self._batch_size / rate if rate else None
+            time_left = f"  {timedelta(seconds=round(left))} left" if left is not None else ""
+            line = f"step {step}/{self._steps}  loss {values['loss']:.3f} ({parts})  {speed}{time_left}"
+            self._console.print(line, soft_wrap=True)
 
     def rates(self) -> dict[str, float]:
         """Return `images_per_second` over the last steps, once there are two to measure between."""

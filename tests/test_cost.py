@@ -1,0 +1,42 @@
+import pytest
+
+from detector.cost import StageCost, predicted_saving, stage_costs
+from detector.freeze import resolve, rows_of
+
+
+def plan_of(model, *freeze):
+    return resolve(rows_of(model.components, restored=model.variables_by_path), list(freeze))
+
+
+def test_convolutions_are_counted_by_hand(tiny_model):
+    model = tiny_model()
+    costs = {cost.path: cost.flops for cost in stage_costs(model, (64, 64))}
+    kernel = model.rpn.conv.kernel.shape
+    heads = 2 * 16 * kernel[3] * (12 + 24)  # 16 cells, 6 anchors of 2 and 4 channels
+    convolutions = 2 * 16 * kernel.num_elements() + heads
+    assert convolutions <= costs["rpn"] <= 1.1 * convolutions
+    assert next(iter(costs)) == "feature_extractor/Conv2d_1a_7x7"
+    assert list(costs)[-1] == "box_classifier/predictor"
+
+
+def test_savings_by_hand(tiny_model, monkeypatch):
+    model = tiny_model()
+    costs = [
+        StageCost("feature_extractor/Mixed_3b", 10),
+        StageCost("feature_extractor/Mixed_4e", 20),
+        StageCost("rpn", 5),
+        StageCost("box_classifier/tower/Mixed_5a", 40),
+        StageCost("box_classifier/predictor", 1),
+    ]
+    full = 2 * 10 + 3 * (20 + 5 + 40 + 1)
+    assert predicted_saving(costs, plan_of(model)) == 0.0
+    # The first stage needs no gradient of its own and hands none on; the rest costs what it did, less the
+    # gradient towards what is frozen, which the first stages behind it have not to compute.
+    frozen = 1 * (10 + 20) + 2 * 5 + 2 * 40 + 3 * 1
+    assert predicted_saving(costs, plan_of(model, "feature_extractor")) == pytest.approx(1 - frozen / full)
+    # A frozen tower still hands the gradient on to the features.
+    tower = 2 * 10 + 3 * (20 + 5) + 2 * 40 + 3 * 1
+    assert predicted_saving(costs, plan_of(model, "box_classifier/tower")) == pytest.approx(1 - tower / full)
+    predictor = 10 + 20 + 5 + 40 + 2 * 1
+    only = plan_of(model, "all_but:box_classifier/predictor")
+    assert predicted_saving(costs, only) == pytest.approx(1 - predictor / full)

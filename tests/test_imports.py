@@ -1,0 +1,74 @@
+"""The direction of imports: from the tools down to the boxes, without circles."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = [path for folder in ("detector", "data", "tools") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+# From the top to the bottom; a module may import from lower rows, and from its own.
+LAYERS = [
+    {"train", "evaluate", "export", "experiment"},
+    {"freeze", "checkpoint", "run_log", "freeze_proof", "weights"},
+    {"faster_rcnn"},
+    {"rpn", "box_classifier", "feature_extractors"},
+    {"anchors", "boxes", "sampling", "suppression"},
+]
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path):
+    """Yield every module that the file imports, anywhere in it; those for type checking do not run."""
+    tree = ast.parse(path.read_text())
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_who_may_import_whom(path):
+    forbidden = {"detector": {"data", "tools"}, "data": {"detector", "tools"}, "tools": set()}
+    package = path.relative_to(ROOT).parts[0]
+    imported = {name.split(".")[0] for name in imports_of(path)}
+    assert not imported & forbidden[package]
+    assert not imported & {"keras"}, "Keras 3 objects do not mix with tf_keras"
+
+
+def test_there_are_no_circles():
+    names = {module_name(path) for path in FILES}
+    graph = {module_name(path): names & set(imports_of(path)) - {module_name(path)} for path in FILES}
+    assert list(TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if p.relative_to(ROOT).parts[0] == "detector"], ids=lambda p: p.stem
+)
+def test_imports_point_down(path):
+    def layer(module):
+        room = module.split(".")[1] if "." in module else ""
+        return next((depth for depth, rooms in enumerate(LAYERS) if room in rooms), None)
+
+    own = layer(module_name(path))
+    for name in imports_of(path):
+        if name.startswith("detector.") and own is not None and layer(name) is not None:
+            assert layer(name) >= own, f"{module_name(path)} imports {name}, which is above it"

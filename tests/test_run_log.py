@@ -1,0 +1,67 @@
+import json
+
+from detector.run_log import RunLog, environment
+
+
+def test_metrics_come_back_and_a_half_written_line_is_dropped(tmp_path):
+    run = RunLog(tmp_path / "run")
+    run.metrics(1, {"loss": 0.5, "evaluation/AP": None})
+    run.metrics(2, {"loss": 0.25})
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as lines:
+        lines.write('{"step": 3, "lo')
+    assert run.read_metrics() == [{"step": 1, "loss": 0.5, "evaluation/AP": None}, {"step": 2, "loss": 0.25}]
+    run.forget_after(1)
+    run.metrics(2, {"loss": 0.2})
+    assert [row["loss"] for row in run.read_metrics()] == [0.5, 0.2]
+
+
+def test_tensorboard_gets_the_numbers(tmp_path):
+    RunLog(tmp_path).metrics(1, {"loss": 0.5})
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_the_best_and_the_newest_checkpoints_are_kept(tmp_path):
+    run = RunLog(tmp_path)
+    assert run.last is None and run.best is None
+    for step in (1, 2, 3, 4):
+        path = run.checkpoint_path(step)
+        path.mkdir()
+        run.point("last", path)
+        if step == 1:
+            run.point("best", path)
+        run.keep_newest(2)
+    assert [path.name for path in sorted(run.checkpoints.glob("step-*"))] == [
+        "step-000001",
+        "step-000003",
+        "step-000004",
+    ]
+    assert (run.best.name, run.last.name) == ("step-000001", "step-000004")
+
+
+def test_a_pointer_to_a_deleted_checkpoint_is_none(tmp_path):
+    run = RunLog(tmp_path)
+    run.checkpoint_path(1).mkdir()
+    run.point("last", run.checkpoint_path(1))
+    run.checkpoint_path(1).rmdir()
+    assert run.last is None
+
+
+def test_the_folder_can_be_moved(tmp_path):
+    run = RunLog(tmp_path / "here")
+    run.checkpoint_path(1).mkdir()
+    run.point("last", run.checkpoint_path(1))
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert RunLog(tmp_path / "there").last == tmp_path / "there" / "checkpoints" / "step-000001"
+
+
+def test_files_are_whole(tmp_path):
+    run = RunLog(tmp_path)
+    run.write_json("plan.json", {"a": 1})
+    run.write_json("plan.json", {"a": 2})
+    assert json.loads((tmp_path / "plan.json").read_text()) == {"a": 2}
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def test_the_environment_names_the_packages():
+    packages = environment()["packages"]
+    assert packages["tensorflow"].startswith("2.20") and packages["tf-keras"].startswith("2.20")
