@@ -2,7 +2,7 @@
 
 In the *source* domain shapes of any colour stand on light, smooth ground.  In the *target* domain, of which
 there are few images, the same shapes are textured, lighter or darker than murky, textured ground, blurred,
-noisy, and often crossed by stripes.  What makes a triangle a triangle stays the same, so that a detector of the
+noisy, and often striped.  What makes a triangle a triangle stays the same, so that a detector of the
 source domain may keep its box classifier and has to learn to see anew.
 """
 

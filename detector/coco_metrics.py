@@ -77,30 +77,41 @@ def score(ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any
     Neither is changed.  Raises ValueError for a detection of an image or a category that the ground truth
     does not have, or with a box or score that is not one.
     """
-    images, categories = _checked_ground_truth(ground_truth)
-    _check_detections(detections, {image["id"] for image in images}, categories)
-    found = [{key: detection[key] for key in RESULT_KEYS} for detection in detections]
+    evaluation = coco_evaluation(ground_truth, detections)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress and its table
-        evaluation = COCOeval(
-            _coco(images, ground_truth["categories"], _scored_annotations(ground_truth["annotations"])),
-            # COCO.loadRes does the same, but fails on an empty list and writes into the caller's detections.
-            _coco(images, ground_truth["categories"], _scored_annotations(found)),
-            iouType="bbox",
-        )
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     # [IoU threshold, recall, category, area range, detections per image]; area range 0 is all, the last
     # number of detections is 100.
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
-    names = [categories[category_id] for category_id in evaluation.params.catIds]
+    names = class_names(evaluation)
     return CocoScores(
         **{name: _defined(value) for name, value in zip(SCORE_NAMES, evaluation.stats, strict=True)},
         AP_per_class={name: _mean_precision(precision[:, :, k]) for k, name in enumerate(names)},
         AP50_per_class={name: _mean_precision(precision[:1, :, k]) for k, name in enumerate(names)},
-        num_images=len(images),
+        num_images=len(evaluation.params.imgIds),
         num_detections=len(detections),
     )
+
+
+def coco_evaluation(ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]) -> COCOeval:
+    """Return pycocotools' evaluation of `detections`, ready for `evaluate()`; takes and raises as `score`."""
+    images, categories = _checked_ground_truth(ground_truth)
+    _check_detections(detections, {image["id"] for image in images}, categories)
+    found = [{key: detection[key] for key in RESULT_KEYS} for detection in detections]
+    with contextlib.redirect_stdout(io.StringIO()):
+        return COCOeval(
+            _coco(images, ground_truth["categories"], _scored_annotations(ground_truth["annotations"])),
+            # COCO.loadRes does the same, but fails on an empty list and writes into the caller's detections.
+            _coco(images, ground_truth["categories"], _scored_annotations(found)),
+            iouType="bbox",
+        )
+
+
+def class_names(evaluation: COCOeval) -> list[str]:
+    """Return the category names in the order of the evaluation's classes."""
+    return [evaluation.cocoGt.cats[category_id]["name"] for category_id in evaluation.params.catIds]
 
 
 def to_coco_results(

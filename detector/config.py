@@ -228,6 +228,8 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0, lt=2**31)
     optimizer: OptimizerConfig = OptimizerConfig()
     learning_rate: LearningRateConfig = LearningRateConfig()
+    # {selector: factor}: scales the steps of what it matches; the last one that matches counts.
+    lr_factors: dict[str, float] = Field(default_factory=dict)
     # Gradients are scaled so that their joint norm, over what is trained, is at most this.
     clip_norm: float | None = Field(10.0, gt=0)
     restore: RestoreConfig = RestoreConfig()
@@ -241,13 +243,45 @@ class TrainConfig(Section):
     # Same bits on every run on one machine; costs nothing measurable on a CPU.
     deterministic: bool = True
 
+    @model_validator(mode="after")
+    def _factors_move_something(self) -> "TrainConfig":
+        for selector, factor in self.lr_factors.items():
+            if factor == 0:
+                raise ValueError(
+                    f"lr_factors: {selector}: 0 would compute steps and not take them; freeze it"
+                )
+            if factor < 0:
+                raise ValueError(f"lr_factors: {selector}: expected a positive factor, got {factor}")
+        return self
+
 
 class FreezeConfig(Section):
-    """Selectors: what they freeze, or what alone they leave trainable."""
+    """Selectors: what they freeze, what alone they leave trainable, and what trains all the same."""
 
     freeze: tuple[str, ...] = ()
     train_only: tuple[str, ...] = ()
+    unfreeze: tuple[str, ...] = ()
     allow_fresh: bool = False
+    # matterport's presets: what of the feature extractor trains.
+    layers: Literal["heads", "4+", "3+", "all"] | None = None
+
+
+class FreezeStageConfig(Section):
+    """From a step or an epoch on: other selectors than before, or some to `unfreeze` in addition."""
+
+    from_step: int | None = Field(None, ge=1)
+    from_epoch: float | None = Field(None, gt=0)
+    freeze: tuple[str, ...] | None = None
+    train_only: tuple[str, ...] | None = None
+    unfreeze: tuple[str, ...] = ()
+    lr_factor: float = Field(1.0, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _starts_once(self) -> "FreezeStageConfig":
+        if (self.from_step is None) == (self.from_epoch is None):
+            raise ValueError("a freeze stage starts at from_step or at from_epoch: give one of them")
+        return self
 
 
 class EvaluateConfig(Section):
@@ -262,6 +296,7 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     freeze: FreezeConfig = FreezeConfig()
+    freeze_schedule: Literal["gradual", "linear_probe"] | tuple[FreezeStageConfig, ...] = ()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 

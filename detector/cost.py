@@ -1,4 +1,4 @@
-"""What a training step costs, predicted: floating-point operations by stage, and what a plan saves of them."""
+"""What a training step costs, predicted: operations by stage of the model, and what a plan saves of them."""
 
 from dataclasses import dataclass
 

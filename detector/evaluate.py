@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from detector.coco_metrics import CocoScores, map_to_original, score, to_coco_results
@@ -15,12 +16,15 @@ Detect = Callable[[tf.Tensor, tf.Tensor], Suppressed]
 class Evaluator:
     """Scores one model on one data set, as often as asked; the detection graph is traced once."""
 
-    def __init__(self, model: FasterRCNN, batches: Iterable[Mapping[str, tf.Tensor]], ground_truth: dict[str, Any]):
+    def __init__(
+        self, model: FasterRCNN, batches: Iterable[Mapping[str, tf.Tensor]], ground_truth: dict[str, Any]
+    ):
         """Prepare to score `model`.
 
         Args:
             model: scored with the weights it has when `__call__` runs.
-            batches: every image once, of the design's section 4; rows with a negative `image_id` are left out.
+            batches: every image once, of the design's section 4; rows with a negative `image_id` are left
+                out.
             ground_truth: the data set in COCO format, whose category ids the detections get, by class name.
 
         Raises:
@@ -46,7 +50,7 @@ def evaluate(
 
 
 def category_ids(class_names: Sequence[str], categories: Sequence[Mapping[str, Any]]) -> list[int | None]:
-    """Return the data set's category id of every class of the model, by name; None for a class it does not have.
+    """Return the data set's category id of every class of the model, by name; None where it has none.
 
     Raises:
         ValueError: the data set has a class that the model does not know.
@@ -72,6 +76,8 @@ def detect_all(
         ids: category id of each class, or None for classes to leave out.
     """
     results: list[dict[str, Any]] = []
+    wanted = [class_id for class_id, category in enumerate(ids) if category is not None]
+    known_ids = [-1 if category is None else category for category in ids]
     for batch in batches:
         found = detect(batch["image"], batch["image_size_hw"])
         rows = zip(
@@ -85,13 +91,13 @@ def detect_all(
             strict=True,
         )
         for image_id, size_hw, original_hw, boxes, scores, classes, count in rows:
-            kept = [row for row in range(count) if ids[classes[row]] is not None]
+            kept = np.flatnonzero(np.isin(classes[:count], wanted))
             if image_id >= 0:
                 results += to_coco_results(
                     int(image_id),
                     map_to_original(boxes[kept], size_hw, original_hw),
                     classes[kept],
                     scores[kept],
-                    ids,
+                    known_ids,
                 )
     return results

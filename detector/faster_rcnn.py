@@ -193,7 +193,11 @@ class FasterRCNN(tf_keras.Model):
         )
 
     def named_losses(
-        self, batch: Mapping[str, tf.Tensor], seed: tf.Tensor, training: bool = True
+        self,
+        batch: Mapping[str, tf.Tensor],
+        seed: tf.Tensor,
+        training: bool = True,
+        proposals: Proposals | None = None,
     ) -> dict[str, tf.Tensor]:
         """Return the four weighted losses of a training batch, scalars.
 
@@ -201,6 +205,7 @@ class FasterRCNN(tf_keras.Model):
             batch: the training batch (`image`, `image_size_hw`, `boxes_yxyx`, `classes`, `is_crowd`).
             seed: int32 [2], the key of every random choice inside: run seed and step.
             training: whether layers that behave differently in training do (BatchNorm, dropout).
+            proposals: what the second stage draws from, instead of the RPN's own proposals.
 
         Returns:
             `rpn_box`, `rpn_objectness`, `box` and `class`.
@@ -214,8 +219,10 @@ class FasterRCNN(tf_keras.Model):
             self.preprocess(tf.cast(batch["image"], tf.float32)), training=training
         )
         first = self.first_stage_of_features(features, canvas, training=True)
+        if proposals is None:
+            proposals = self.propose(first, batch["image_size_hw"])
         drawn = draw_proposals(
-            self.propose(first, batch["image_size_hw"]),
+            proposals,
             truth,
             proposal_seed,
             batch_size=self.box_classifier_settings.batch_size,

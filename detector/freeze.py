@@ -9,7 +9,7 @@ import json
 import shlex
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -76,8 +76,8 @@ class FreezePlan:
     """What trains and what stands still.  Make one with `resolve`.
 
     `fates` says of every path, in the order of `rows`, whether it is "trained" (moved by gradients),
-    "updated" (a moving average that follows the batches) or "frozen" (bit-identical).  `freeze` and
-    `train_only` are {selector: how many variables it matched}.
+    "updated" (a moving average that follows the batches) or "frozen" (bit-identical).  `freeze`, `train_only`
+    and `unfreeze` are {selector: how many variables it matched}.
     """
 
     rows: tuple[VariableRow, ...]
@@ -86,6 +86,7 @@ class FreezePlan:
     train_only: dict[str, int]
     allow_fresh: bool
     batch_norm: str
+    unfreeze: dict[str, int] = field(default_factory=dict)
 
     def trains(self, path: str) -> bool:
         """Whether gradients move the variable at `path`; raises `KeyError` if the plan has none there."""
@@ -204,6 +205,7 @@ class FreezePlan:
         return {
             "freeze": dict(self.freeze),
             "train_only": dict(self.train_only),
+            "unfreeze": dict(self.unfreeze),
             "allow_fresh": self.allow_fresh,
             "batch_norm": self.batch_norm,
             "digest": self.digest,
@@ -226,6 +228,7 @@ class FreezePlan:
                 train_only=dict(manifest["train_only"]),
                 allow_fresh=manifest["allow_fresh"],
                 batch_norm=manifest["batch_norm"],
+                unfreeze=dict(manifest["unfreeze"]),
             )
             digest = manifest["digest"]
         except (KeyError, TypeError, ValueError) as error:
@@ -240,14 +243,16 @@ def resolve(
     freeze: str | Sequence[str] = (),
     train_only: str | Sequence[str] = (),
     *,
+    unfreeze: str | Sequence[str] = (),
     allow_fresh: bool = False,
     batch_norm: str = "fixed",
 ) -> FreezePlan:
     """Resolve selectors against the rows of a model.
 
     A variable trains if `train_only` (where given) matches it and `freeze` does not, as in the Object
-    Detection API.  A BatchNorm layer's moving averages follow the batches only if `batch_norm` is "update"
-    and the layer is not frozen: neither are they selected to be, nor are its scale and offset both frozen.
+    Detection API; and in any case if `unfreeze` matches it.  A BatchNorm layer's moving averages follow the
+    batches only if `batch_norm` is "update" and the layer is not frozen: neither are they selected to be, nor
+    are its scale and offset both frozen.
 
     Raises `FreezeError` for a selector that matches nothing or cannot be read, if nothing is left to train,
     and, unless `allow_fresh`, if a variable would keep a value that an initializer gave it.
@@ -263,6 +268,8 @@ def resolve(
     selected = set().union(*freezing.values())
     if training:
         selected |= {row.path for row in rows} - set().union(*training.values())
+    thawing = select_each(unfreeze, rows, "unfreeze")
+    selected -= set().union(*thawing.values())
     selected |= _statistics_of_frozen_layers(rows, selected)
 
     def fate(row: VariableRow) -> str:
@@ -277,6 +284,7 @@ def resolve(
         train_only={selector: len(matched) for selector, matched in training.items()},
         allow_fresh=allow_fresh,
         batch_norm=batch_norm,
+        unfreeze={selector: len(matched) for selector, matched in thawing.items()},
     )
     if not plan.trained:
         given = _command(freezing, training)

@@ -1,6 +1,11 @@
-"""The optimizer of a run, and its slots by name, so that a checkpoint can hold them."""
+"""The optimizer of a run: one tf_keras optimizer per group of variables that always move together.
 
-from collections.abc import Mapping
+Groups are what lets learning rates differ by component (the rate is scaled, and with it the step, which for
+adaptive optimizers is not the same as scaling the gradient), and what lets a freeze schedule start and stop
+variables without touching the slots of the others.  A frozen variable is in no group: it has no slot.
+"""
+
+from collections.abc import Hashable, Mapping
 
 import tensorflow as tf
 import tf_keras
@@ -11,11 +16,62 @@ from detector.config import OptimizerConfig
 _NO_DECAY = ("bias", "gamma", "beta")
 
 
-def build_optimizer(
-    config: OptimizerConfig, trained: Mapping[str, tf.Variable]
-) -> tf_keras.optimizers.Optimizer:
-    """Return the optimizer with slots for exactly the trained variables, {path: variable}."""
-    # The rate is assigned by the training step; 0 makes a step that forgets to do so visible.
+class GroupedOptimizer:
+    """Moves groups of variables, each as a whole or not at all."""
+
+    def __init__(
+        self,
+        config: OptimizerConfig,
+        trained: Mapping[str, tf.Variable],
+        *,
+        moves_with: Mapping[str, Hashable] | None = None,
+        lr_factors: Mapping[str, float] | None = None,
+    ):
+        """Make slots for exactly the trained variables.
+
+        Args:
+            config: the kind of optimizer and its constants.
+            trained: {path: variable} of everything that any step of the run moves.
+            moves_with: {path: key}; variables of equal keys are always moved together.  None: all are.
+            lr_factors: {path: what the learning rate is multiplied with}; 1 where left out.
+        """
+        groups: dict[tuple[Hashable, float], dict[str, tf.Variable]] = {}
+        for path, variable in trained.items():
+            key = (moves_with[path] if moves_with else None, (lr_factors or {}).get(path, 1.0))
+            groups.setdefault(key, {})[path] = variable
+        self._groups = [
+            (variables, factor, _build(config, variables)) for (_, factor), variables in groups.items()
+        ]
+
+    def apply(self, gradients: Mapping[str, tf.Tensor], learning_rate: tf.Tensor) -> None:
+        """Move the variables by their gradients, {path: gradient}; groups without gradients stand still.
+
+        Raises:
+            ValueError: a group has gradients for a part of its variables only.
+        """
+        for variables, factor, optimizer in self._groups:
+            given = [path for path in variables if path in gradients]
+            if not given:
+                continue
+            if len(given) < len(variables):
+                missing = next(path for path in variables if path not in gradients)
+                raise ValueError(f"a group of variables moves together, but {missing} has no gradient")
+            optimizer.learning_rate.assign(learning_rate * factor)
+            optimizer.apply_gradients([(gradients[path], variables[path]) for path in given])
+
+    @property
+    def state(self) -> dict[str, tf.Variable]:
+        """The optimizer's variables by name: each group's step count, and `slot/path` for each variable."""
+        state: dict[str, tf.Variable] = {}
+        for number, (variables, _, optimizer) in enumerate(self._groups):
+            state[f"iterations/{number}"] = optimizer.iterations
+            for name, slots in _slots(optimizer).items():
+                state |= {f"{name}/{path}": slot for path, slot in zip(variables, slots, strict=True)}
+        return state
+
+
+def _build(config: OptimizerConfig, variables: Mapping[str, tf.Variable]) -> tf_keras.optimizers.Optimizer:
+    # The rate is assigned by every step; 0 makes a step that forgets to do so visible.
     if config.kind == "sgd":
         optimizer = tf_keras.optimizers.SGD(0.0, momentum=config.momentum, nesterov=config.nesterov)
     else:
@@ -27,21 +83,13 @@ def build_optimizer(
             epsilon=config.epsilon,
         )
         optimizer.exclude_from_weight_decay(
-            var_list=[variable for path, variable in trained.items() if path.rsplit("/", 1)[1] in _NO_DECAY]
+            var_list=[variable for path, variable in variables.items() if path.endswith(_NO_DECAY)]
         )
-    optimizer.build(list(trained.values()))
+    optimizer.build(list(variables.values()))
     return optimizer
 
 
-def optimizer_state(
-    optimizer: tf_keras.optimizers.Optimizer, trained: Mapping[str, tf.Variable]
-) -> dict[str, tf.Variable]:
-    """Return the optimizer's variables by name: `iterations`, and `slot/path` for each trained variable."""
-    state = {"iterations": optimizer.iterations}
+def _slots(optimizer: tf_keras.optimizers.Optimizer) -> dict[str, list[tf.Variable]]:
     if isinstance(optimizer, tf_keras.optimizers.SGD):
-        slots = {"momentum": optimizer.momentums}
-    else:
-        slots = {"first_moment": optimizer._momentums, "second_moment": optimizer._velocities}
-    for name, variables in slots.items():
-        state |= {f"{name}/{path}": slot for path, slot in zip(trained, variables, strict=True)}
-    return state
+        return {"momentum": optimizer.momentums}
+    return {"first_moment": optimizer._momentums, "second_moment": optimizer._velocities}

@@ -72,7 +72,11 @@ def _share(count: int, of: int, words: tuple[str, str, str]) -> str:
 
 def _lines(plan: FreezePlan, saving: str | None) -> list[str]:
     lines = []
-    for role, counts in (("freeze", plan.freeze), ("train_only", plan.train_only)):
+    for role, counts in (
+        ("freeze", plan.freeze),
+        ("train_only", plan.train_only),
+        ("unfreeze", plan.unfreeze),
+    ):
         lines += [f"{role} {selector}: matches {_variables(count)}" for selector, count in counts.items()]
     if not lines:
         lines.append("freeze none: everything trains")

@@ -8,7 +8,7 @@ import tf_keras
 from detector import boxes, sampling
 from detector.component import Component
 from detector.sampling import GroundTruth
-from detector.suppression import suppress_and_clip
+from detector.suppression import suppress_and_clip_one_class
 
 # Anchors are positive from the first IoU on and negative below the second (Ren et al., section 3.1.2).
 MATCHED_IOU, UNMATCHED_IOU = 0.7, 0.3
@@ -98,11 +98,10 @@ def propose(
     probability = tf.nn.softmax(tf.stop_gradient(outputs.objectness))[..., 1]
     if is_usable is not None:
         probability = tf.where(is_usable, probability, -1.0)
-    best = suppress_and_clip(
-        decoded[:, :, tf.newaxis, :],
-        probability[..., tf.newaxis],
+    best = suppress_and_clip_one_class(
+        decoded,
+        probability,
         image_size_hw,
-        max_per_class=max_proposals,
         max_total=max_proposals,
         score_threshold=nms_score_threshold,
         iou_threshold=nms_iou_threshold,

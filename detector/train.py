@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import tensorflow as tf
-import tf_keras
 
 from detector import checkpoint
 from detector.checkpoint import CheckpointInfo
@@ -22,10 +21,12 @@ from detector.digest import digests
 from detector.faster_rcnn import FasterRCNN
 from detector.freeze import FreezePlan
 from detector.freeze_proof import FreezeProof, prove
-from detector.optimizer import build_optimizer, optimizer_state
+from detector.freeze_schedule import FreezeSchedule
+from detector.optimizer import GroupedOptimizer
 from detector.progress import Progress
 from detector.run_log import RunLog
 from detector.schedule import learning_rate_schedule
+from detector.selectors import select
 
 Batch = Mapping[str, tf.Tensor]
 Step = Callable[[Batch, tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
@@ -39,20 +40,29 @@ class Interrupted(RuntimeError):  # noqa: N818 - it is no error: the run is save
     """SIGTERM or Ctrl-C came; the step was finished and saved first."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Progression:
-    """Where a run stands: what a checkpoint must hold besides variables, so that the run can go on."""
+    """Where a run stands: what a checkpoint must hold besides variables, so that the run can go on.
+
+    `stage` is the freeze stage the run is in, None before the first; `frozen_digests` are those of what is
+    frozen in it, from its start; `proofs` those of the stages before, `FreezeProof.to_dict` each.
+    """
 
     step: int = 0
     best_ap: float | None = None
     best_step: int | None = None
     evaluations_since_best: int = 0
+    stage: int | None = None
     frozen_digests: dict[str, str] = field(default_factory=dict)
+    proofs: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """How a run ended: its last step, the scores of its evaluations by step, and the proof of its freeze."""
+    """How a run ended: its last step, the scores of its evaluations by step, and the proof of its freeze.
+
+    `proof` is that of the last freeze stage.
+    """
 
     step: int
     scores: dict[int, CocoScores]
@@ -63,7 +73,7 @@ class FitResult:
 def make_step(
     model: FasterRCNN,
     trained: Mapping[str, tf.Variable],
-    optimizer: tf_keras.optimizers.Optimizer,
+    optimizer: GroupedOptimizer,
     *,
     clip_norm: float | None,
     l2: Mapping[str, float] | None = None,
@@ -77,7 +87,7 @@ def make_step(
     Args:
         model: with its freeze plan applied.
         trained: {path: variable} of what gets gradients, and nothing else does.
-        optimizer: with slots for `trained`.
+        optimizer: with slots for `trained` at least.
         clip_norm: the largest joint norm of the gradients; None for no limit.
         l2: {path prefix: weight} of the L2 loss on trained kernels under the prefix.
     """
@@ -107,8 +117,7 @@ def make_step(
         norm = tf.linalg.global_norm(gradients)
         if clip_norm is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, clip_norm, use_norm=norm)
-        optimizer.learning_rate.assign(learning_rate)
-        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        optimizer.apply(dict(zip(trained, gradients, strict=True)), learning_rate)
         return {**losses, "loss": loss, "gradient_norm": norm}
 
     return step
@@ -116,7 +125,7 @@ def make_step(
 
 def fit(
     model: FasterRCNN,
-    plan: FreezePlan,
+    plan: FreezePlan | FreezeSchedule,
     batches: Iterable[Batch],
     config: Config,
     *,
@@ -131,7 +140,7 @@ def fit(
 
     Args:
         model: with its starting weights.
-        plan: of this model; applied here.
+        plan: of this model, or a schedule of several; applied here.
         batches: element k is the batch of step k, counted from `resume_from.step` (or 0); any `tf.data` set
             of the design's section 4 will do.
         config: its `train` section, and the L2 weights of its model.
@@ -146,46 +155,67 @@ def fit(
         NonFiniteLossError: a loss is not finite; the last checkpoint is untouched.
         FreezeProofError: a frozen variable moved.
         Interrupted: the run was asked to stop, and is saved.
-        ValueError: `batches` ended before the last step.
+        ValueError: `batches` ended before the last step, or a selector of `lr_factors` matches nothing.
     """
     settings = config.train
+    schedule = plan if isinstance(plan, FreezeSchedule) else FreezeSchedule.of(plan)
     categories = categories or [{"id": i + 1, "name": name} for i, name in enumerate(model.class_names)]
     provenance = provenance or {}
     variables = model.variables_by_path
-    plan.apply(model.components)
-    trained = {path: variables[path] for path in plan.trained}
-    frozen = {path: variables[path] for path in plan.frozen}
-    optimizer = build_optimizer(settings.optimizer, trained)
-    slots = optimizer_state(optimizer, trained)
+    trained_in = schedule.trained
+    optimizer = GroupedOptimizer(
+        settings.optimizer,
+        {path: variables[path] for path in trained_in},
+        moves_with=trained_in,
+        lr_factors=_lr_factors(settings.lr_factors, schedule),
+    )
+    at = Progression()
     if resume_from is not None:
         assert run is not None and run.last is not None
-        checkpoint.restore(run.last, variables, slots)
+        checkpoint.restore(run.last, variables, optimizer.state)
         at = Progression(**resume_from.training)
         run.forget_after(at.step)
-    else:
-        at = Progression(frozen_digests=digests(frozen))
-    step = make_step(
-        model,
-        trained,
-        optimizer,
-        clip_norm=settings.clip_norm,
-        l2={"rpn": config.model.rpn.l2, "box_classifier/predictor": config.model.box_classifier.l2},
-    )
     rate = learning_rate_schedule(settings.learning_rate, settings.steps)
     scores: dict[int, CocoScores] = {}
+
+    def frozen_in(stage: int) -> dict[str, tf.Variable]:
+        return {path: variables[path] for path in schedule.stages[stage].plan.frozen}
+
+    def traced_step(stage: int) -> Step:
+        plan = schedule.stages[stage].plan
+        plan.apply(model.components)
+        return make_step(
+            model,
+            {path: variables[path] for path in plan.trained},
+            optimizer,
+            clip_norm=settings.clip_norm,
+            l2={"rpn": config.model.rpn.l2, "box_classifier/predictor": config.model.box_classifier.l2},
+        )
+
+    def prove_stage() -> FreezeProof:
+        """Prove the present freeze stage; what is proved is written before a failure is raised."""
+        assert at.stage is not None
+        proof = prove(at.frozen_digests, frozen_in(at.stage), at.step, provenance)
+        if run is not None:
+            stages = [*at.proofs, proof.to_dict()]
+            held = all(stage["holds"] for stage in stages)
+            run.write_json("freeze_proof.json", {"holds": held, "stages": stages})
+        proof.verify()
+        return proof
 
     def save() -> None:
         if run is None:
             return
+        assert at.stage is not None
         info = CheckpointInfo(
             step=at.step,
             categories=categories,
             model=config.model.model_dump(mode="json"),
-            plan=plan.to_dict(),
+            plan=schedule.stages[at.stage].plan.to_dict(),
             provenance=provenance,
             training=asdict(at),
         )
-        path = checkpoint.save(run.checkpoint_path(at.step), info, variables, slots)
+        path = checkpoint.save(run.checkpoint_path(at.step), info, variables, optimizer.state)
         if at.best_step == at.step:
             run.point("best", path)
         run.point("last", path)
@@ -193,13 +223,22 @@ def fit(
 
     stopped_early = False
     source = iter(batches)
+    step = traced_step(at.stage) if at.stage is not None else None
     with (
         Progress(at.step, settings.steps, settings.batch_size, settings.log_every, show_progress) as progress,
         _stop_requests() as stop,
     ):
         while at.step < settings.steps and not stopped_early:
+            stage = schedule.index_at(at.step)
+            if step is None or stage != at.stage:
+                if at.stage is not None:
+                    at = replace(at, proofs=[*at.proofs, prove_stage().to_dict()])
+                    progress.note(f"step {at.step}: freeze stage {stage + 1} of {len(schedule.stages)}")
+                at = replace(at, stage=stage, frozen_digests=digests(frozen_in(stage)))
+                step = traced_step(stage)
+
             batch = _next_batch(source, at.step)
-            learning_rate = rate(at.step)
+            learning_rate = rate(at.step) * schedule.stages[stage].rate_factor(at.step)
             losses = step(
                 batch,
                 tf.constant([settings.seed, at.step], tf.int32),
@@ -207,10 +246,13 @@ def fit(
             )
             values = {name: float(value) for name, value in losses.items()}
             _require_finite(values, at.step, batch)
-            at.step += 1
+            at = replace(at, step=at.step + 1)
             progress.advance(at.step, values)
             if run is not None and (at.step % settings.log_every == 0 or at.step == settings.steps):
-                run.metrics(at.step, {**values, "learning_rate": learning_rate, **progress.rates()})
+                run.metrics(
+                    at.step,
+                    {**values, "learning_rate": learning_rate, "freeze_stage": stage, **progress.rates()},
+                )
 
             is_last = at.step == settings.steps
             if evaluate is not None and (
@@ -224,22 +266,21 @@ def fit(
                 stopped_early = (
                     settings.patience is not None and at.evaluations_since_best >= settings.patience
                 )
-            if (
-                is_last
-                or stopped_early
-                or stop()
-                or at.step % settings.checkpoint_every == 0
-                or at.best_step == at.step
-            ):
+            is_due = at.step % settings.checkpoint_every == 0 or at.best_step == at.step
+            if is_last or stopped_early or stop() or is_due:
                 save()
             if stop() and not is_last:
                 raise Interrupted(f"stopped at step {at.step} of {settings.steps}")
 
-    proof = prove(at.frozen_digests, frozen, at.step, provenance)
-    if run is not None:
-        run.write_json("freeze_proof.json", proof.to_dict())
-    proof.verify()
-    return FitResult(at.step, scores, proof, stopped_early)
+    return FitResult(at.step, scores, prove_stage(), stopped_early)
+
+
+def _lr_factors(factors: Mapping[str, float], schedule: FreezeSchedule) -> dict[str, float]:
+    """Return {path: factor}; of several selectors that match a path, the last counts."""
+    rows = schedule.stages[0].plan.rows
+    return {
+        path: factor for selector, factor in factors.items() for path in select(selector, rows, "lr_factors")
+    }
 
 
 def _note_score(at: Progression, scores: CocoScores) -> Progression:

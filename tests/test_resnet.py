@@ -278,7 +278,7 @@ def oracle_list():
     return ORACLE / "zoo" / "faster_rcnn_resnet50_v1_640x640_coco17_tpu-8.tsv"
 
 
-@pytest.mark.parametrize(("topology", "scale"), [("keras", 1.0), ("slim", 2.0)])
+@pytest.mark.parametrize(("topology", "scale"), [("keras", 1.0), ("slim", 2.0), ("garden", 1.0)])
 def test_initial_kernels_have_the_published_variance(topology, scale):
     tf_keras.utils.set_random_seed(0)
     for path, variable in named_variables(build(topology=topology)).items():
@@ -345,5 +345,5 @@ def test_preprocess_subtracts_the_mean_of_red_green_blue_in_float32():
 def test_unknown_depths_and_topologies_are_refused(component):
     with pytest.raises(ValueError, match="depth must be one of 50, 101, 152, got 34"):
         component(34)
-    with pytest.raises(ValueError, match="topology must be one of keras, slim, got 'torch'"):
+    with pytest.raises(ValueError, match="topology must be one of keras, slim, garden, got 'torch'"):
         component(50, "torch")

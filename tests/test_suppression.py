@@ -1,7 +1,7 @@
 import numpy as np
 import tensorflow as tf
 
-from detector.suppression import suppress_and_clip
+from detector.suppression import suppress_and_clip, suppress_and_clip_one_class
 
 
 def suppress(boxes, scores, size_hw, **changes):
@@ -55,3 +55,30 @@ def test_limits_per_class_and_in_total():
     kept = suppress(boxes, scores, [[99, 99]], max_per_class=2, max_total=3)
     np.testing.assert_array_equal(kept.classes, [[0, 1, 0]])
     np.testing.assert_array_equal(kept.count, [3])
+
+
+def test_the_best_of_all_classes_are_chosen_after_clipping():
+    # The best box lies outside the image; the two others fill the two places.
+    boxes = [[[[0, 50, 10, 60], [0, 0, 10, 10]], [[0, 60, 10, 70], [20, 20, 30, 30]]]]
+    scores = [[[0.9, 0.8], [0.1, 0.7]]]
+    kept = suppress(boxes, scores, [[40, 40]], max_total=2)
+    np.testing.assert_array_equal(kept.boxes_yxyx[0], [[0, 0, 10, 10], [20, 20, 30, 30]])
+    np.testing.assert_array_equal(kept.classes[0], [1, 1])
+
+
+def test_of_equal_scores_of_one_class_the_first_row_comes_first():
+    # A chain of boxes, each too near to the next: which survive depends on who comes first.
+    left = np.arange(60, dtype=np.float32)[:, np.newaxis] * 4
+    chain = np.concatenate([0 * left, left, 0 * left + 10, left + 10], axis=1)
+    kept = suppress_and_clip_one_class(
+        tf.constant(np.stack([chain, chain[::-1]])),
+        tf.fill([2, 60], 0.5),
+        tf.constant([[10, 300], [10, 300]]),
+        max_total=40,
+        score_threshold=0.0,
+        iou_threshold=0.3,
+    )
+    np.testing.assert_array_equal(kept.count, [30, 30])
+    np.testing.assert_array_equal(kept.boxes_yxyx[0, :30], chain[::2])
+    np.testing.assert_array_equal(kept.boxes_yxyx[1, :30], chain[::-1][::2])
+    assert not kept.boxes_yxyx[:, 30:].numpy().any()

@@ -1,6 +1,6 @@
 """ResNet-50, -101 and -152 v1 as Faster R-CNN uses them: `conv1`-`conv4` at stride 16, and the tower `conv5`.
 
-The network is that of arXiv:1512.03385 in one of two topologies, with the variables of both named alike:
+The network is that of arXiv:1512.03385 in one of three topologies, with the variables of all named alike:
 
 "keras"  the Object Detection API's TF2 detectors (`models/keras_models/resnet_v1.py`: Keras applications'
          ResNet without biases, with `pool1` padded "SAME").  The first block of `conv3`, `conv4` and `conv5`
@@ -8,6 +8,9 @@ The network is that of arXiv:1512.03385 in one of two topologies, with the varia
 "slim"   the API's TF1 detectors (`models/faster_rcnn_resnet_v1_feature_extractor.py` on slim's
          `nets/resnet_v1.py`).  The last block of `conv2` and `conv3` halves the size, in its 3x3 `conv2`;
          `conv4` would too, but the API asks for output stride 16; `conv5` keeps the size of its crops.
+"garden" the TensorFlow Model Garden's backbone (`official/vision/modeling/backbones/resnet.py`), which no
+         detector of the Object Detection API uses.  The first block of `conv3`, `conv4` and `conv5` halves
+         the size, in its 3x3 `conv2` and its `shortcut`; all padding is "SAME".
 """
 
 from typing import Literal, get_args
@@ -18,7 +21,7 @@ import tf_keras
 from detector.component import Component
 from detector.feature_extractors.convolution import Chain, Conv, MaxPool, StageChain
 
-Topology = Literal["keras", "slim"]
+Topology = Literal["keras", "slim", "garden"]
 
 # ImageNet's mean red, green and blue, from the Object Detection API's `preprocess` of both topologies.
 CHANNEL_MEANS_RGB = (123.68, 116.779, 103.939)
@@ -51,7 +54,7 @@ def first_stage(
     _check(depth, topology)
     batch_norm = {"momentum": batch_norm_momentum, "epsilon": batch_norm_epsilon}
     conv2, conv3, conv4, _ = _BLOCKS[depth]
-    strides = (1, 2, 2) if topology == "keras" else (2, 2, 1)
+    strides = (2, 2, 1) if topology == "slim" else (1, 2, 2)
     return StageChain(
         conv1=_conv(64, 7, 2, topology, batch_norm),
         pool1=MaxPool(3, 2),
@@ -74,7 +77,7 @@ def tower(
     """
     _check(depth, topology)
     batch_norm = {"momentum": batch_norm_momentum, "epsilon": batch_norm_epsilon}
-    stride = 2 if topology == "keras" else 1
+    stride = 1 if topology == "slim" else 2
     return StageChain(conv5=_stage(_BLOCKS[depth][3], 512, stride, topology, batch_norm))
 
 
@@ -113,7 +116,7 @@ class Bottleneck(tf_keras.layers.Layer):
 
 def _stage(blocks: int, filters: int, stride: int, topology: Topology, batch_norm: dict[str, float]) -> Chain:
     """Blocks `block1`, `block2`, ...; the topology says which one has the stride."""
-    strided = 1 if topology == "keras" else blocks
+    strided = blocks if topology == "slim" else 1
     return Chain(
         **{
             f"block{i}": Bottleneck(filters, stride if i == strided else 1, i == 1, topology, batch_norm)
@@ -130,8 +133,8 @@ def _conv(
     batch_norm: dict[str, float],
     relu: bool = True,
 ) -> Conv:
-    # Scales of the published initialisers: TensorFlow's default in the TF2 detectors, He's in slim.
-    scale = 1.0 if topology == "keras" else 2.0
+    # Scales of the published initialisers: He's in slim, TensorFlow's default in the others.
+    scale = 2.0 if topology == "slim" else 1.0
     return Conv(
         filters,
         kernel_size,
@@ -139,7 +142,7 @@ def _conv(
         batch_norm=batch_norm,
         kernel_initializer=tf_keras.initializers.VarianceScaling(scale),
         relu=relu,
-        fixed_padding=kernel_size > 1 and strides > 1,
+        fixed_padding=kernel_size > 1 and strides > 1 and topology != "garden",
     )
 
 

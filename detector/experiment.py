@@ -1,0 +1,82 @@
+"""From a configuration and class names to a model with its starting weights and its freeze schedule."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from detector.builder import build_model
+from detector.config import Config
+from detector.faster_rcnn import FasterRCNN
+from detector.freeze import FreezePlan, rows_of
+from detector.freeze_proof import provenance_of
+from detector.freeze_schedule import (
+    FreezeSchedule,
+    gradual,
+    layers_preset,
+    linear_probe,
+    resolve_schedule,
+)
+from detector.selectors import VariableRow
+from detector.weights.importing import ImportReport, import_weights
+from detector.weights.object_detection_api import api_names
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A model ready to train: its freeze schedule is resolved, not yet applied.
+
+    `imported` says what was restored from where; None if training starts from scratch.
+    """
+
+    model: FasterRCNN
+    schedule: FreezeSchedule
+    imported: ImportReport | None
+
+    @property
+    def plan(self) -> FreezePlan:
+        """The plan that training starts with."""
+        return self.schedule.stages[0].plan
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Per component where its values came from."""
+        return provenance_of(self.plan.rows, self.imported.source if self.imported else None)
+
+
+def prepare(config: Config, class_names: Sequence[str], images: int | None = None) -> Experiment:
+    """Build the model, restore what the configuration names, and resolve its freeze schedule.
+
+    `images` is the size of the training set, needed where a freeze stage starts at an epoch.
+
+    Raises:
+        ValueError: of the model's, the import's or the plan's; each says what to do.
+    """
+    model = build_model(config.model, class_names, seed=config.train.seed)
+    restore = config.train.restore
+    imported = import_weights(model, restore.path, kind=restore.type) if restore.path else None
+    rows = rows_of(model.components, imported.restored if imported else (), api_names(model))
+    return Experiment(model, _schedule(config, rows, imported is not None, images), imported)
+
+
+def _schedule(
+    config: Config, rows: Sequence[VariableRow], is_restored: bool, images: int | None
+) -> FreezeSchedule:
+    batch_norm = config.model.batch_norm
+    if batch_norm == "auto":
+        # A few images a step make poor statistics: restored ones are kept; scratch has to make its own.
+        batch_norm = "fixed" if is_restored else "update"
+    first, later = config.freeze, config.freeze_schedule
+    if first.layers is not None:
+        first = first.model_copy(update={"freeze": (*first.freeze, *layers_preset(first.layers, rows))})
+    if isinstance(later, str):
+        preset = gradual(rows, config.train.steps) if later == "gradual" else linear_probe(config.train.steps)
+        later = preset[1]
+        first = first.model_copy(update={"freeze": (*first.freeze, *preset[0].freeze)})
+    return resolve_schedule(
+        rows,
+        first,
+        later,
+        batch_norm=batch_norm,
+        steps=config.train.steps,
+        steps_per_epoch=max(images // config.train.batch_size, 1) if images else None,
+    )

@@ -1,0 +1,185 @@
+"""The check of an export: a fresh process without this package must detect what the live model detects."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from detector.export import ENCODED_SIGNATURE, IMAGES_SIGNATURE, label_map_ids
+from detector.faster_rcnn import FasterRCNN
+from detector.resizer import Resizer, to_canvas
+
+TOLERANCE = 1e-4
+"""Of scores, and of coordinates as parts of the image: float32 sums, not always in one order."""
+
+_RELOAD = Path(__file__).with_name("reload_alone.py")
+
+Outputs = Mapping[str, np.ndarray]
+
+
+class ExportCheckError(RuntimeError):
+    """The SavedModel does not load without this package, or detects something else than the live model."""
+
+
+@dataclass(frozen=True)
+class ExportCheck:
+    """The largest difference of a score or coordinate by comparison, and how many detections there were."""
+
+    differences: dict[str, float]
+    detections: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether every difference is within the tolerance."""
+        return all(difference <= TOLERANCE for difference in self.differences.values())
+
+    def lines(self) -> list[str]:
+        """Return one line a comparison, for people."""
+        return [
+            f"{'ok ' if difference <= TOLERANCE else 'DIFFERS'} {name}: "
+            + (
+                "the numbers of detections differ"
+                if np.isinf(difference)
+                else f"largest difference {difference:.1e}"
+            )
+            for name, difference in self.differences.items()
+        ]
+
+
+def check_export(
+    saved_model: str | Path, model: FasterRCNN, resizer: Resizer, categories: Sequence[Mapping[str, Any]]
+) -> ExportCheck:
+    """Run a SavedModel in a process without this package and compare it with the model it was made of.
+
+    Both see images of two sizes, a batch of two, and encoded images, of one size and of different ones.
+    Every proposal's probabilities are compared too, so that the check says something even of a model that
+    detects nothing on made-up images.
+
+    Raises:
+        ExportCheckError: the process failed; the message has the end of what it wrote.
+    """
+    first, second = _made_up_images(2, (120, 160))
+    (other,) = _made_up_images(1, (211, 157))
+    jpeg, png = tf.io.encode_jpeg(other).numpy(), tf.io.encode_png(first).numpy()
+    cases = {  # name: signature, what it is fed, and the images that are in it
+        "one image": (IMAGES_SIGNATURE, np.stack([other]), [other]),
+        "a batch of two": (IMAGES_SIGNATURE, np.stack([first, second]), [first, second]),
+        "a batch of two, encoded": (
+            ENCODED_SIGNATURE,
+            np.array([png, tf.io.encode_png(second).numpy()], object),
+            [first, second],
+        ),
+        "JPEG and PNG of two sizes": (
+            ENCODED_SIGNATURE,
+            np.array([jpeg, png], object),
+            [tf.io.decode_image(jpeg).numpy(), first],
+        ),
+    }
+    outputs = _run_alone(saved_model, {f"{case[0]}:{name}": case[1] for name, case in cases.items()})
+    reloaded = {
+        name: _tables(
+            {key.split(":")[2]: value for key, value in outputs.items() if key.split(":")[1] == name}
+        )
+        for name in cases
+    }
+    ids = np.array(label_map_ids(categories), np.float32)
+    differences = {
+        f"{name}, against the live model": _difference(
+            reloaded[name], _live_tables(model, resizer, images, ids)
+        )
+        for name, (_, _, images) in cases.items()
+    }
+    differences["the two signatures, against each other"] = _difference(
+        reloaded["a batch of two"], reloaded["a batch of two, encoded"]
+    )
+    return ExportCheck(differences, sum(len(table) for tables in reloaded.values() for table in tables[::2]))
+
+
+def _run_alone(saved_model: str | Path, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    with tempfile.TemporaryDirectory() as folder:
+        inputs, outputs = Path(folder) / "inputs.npz", Path(folder) / "outputs.npz"
+        # Its signature takes arrays by name, and one keyword for itself.
+        np.savez(inputs, **feeds)  # type: ignore[arg-type]
+        done = subprocess.run(
+            [sys.executable, "-I", str(_RELOAD), str(Path(saved_model).resolve()), str(inputs), str(outputs)],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode != 0:
+            end = "\n  ".join(done.stderr.strip().splitlines()[-5:])
+            raise ExportCheckError(f"{saved_model} does not run with TensorFlow alone:\n  {end}")
+        with np.load(outputs) as found:
+            return dict(found)
+
+
+def _tables(outputs: Outputs) -> list[np.ndarray]:
+    """Return two tables an image: detections [D, 6] (box, score, class), and probabilities [P, C+1]."""
+    tables = []
+    for row, count in enumerate(outputs["num_detections"].astype(int)):
+        detections = [outputs[f"detection_{name}"][row, :count] for name in ("boxes", "scores", "classes")]
+        probabilities = outputs["raw_detection_scores"][row]
+        tables += [np.column_stack(detections), probabilities[probabilities.any(axis=1)]]
+    return tables
+
+
+def _live_tables(
+    model: FasterRCNN, resizer: Resizer, images: Sequence[np.ndarray], ids: np.ndarray
+) -> list[np.ndarray]:
+    """Return what `_tables` does, of the live model, whose canvases are laid out here anew."""
+    canvases, sizes_hw = zip(*(to_canvas(resizer)(tf.constant(image)) for image in images), strict=True)
+    canvas = np.zeros([len(images), *np.max([canvas.shape for canvas in canvases], axis=0)], np.uint8)
+    for row, part in enumerate(canvases):
+        canvas[row, : part.shape[0], : part.shape[1]] = part
+    size_hw = tf.stack(sizes_hw)
+    first = model.first_stage(tf.constant(canvas))
+    proposals = model.propose(first, size_hw)
+    predictions = model.second_stage(first.features, proposals, canvas.shape[1:3])
+    found = model.detections(predictions, proposals, size_hw)
+    probabilities = tf.nn.softmax(predictions.class_logits).numpy().reshape(len(images), -1, len(ids) + 1)
+    tables = []
+    for row, (height, width) in enumerate(size_hw.numpy()):
+        count = found.count[row]
+        boxes = found.boxes_yxyx[row, :count] / np.array([height, width, height, width], np.float32)
+        classes = ids[found.classes[row, :count].numpy()]
+        tables += [
+            np.column_stack([boxes, found.scores[row, :count], classes]),
+            probabilities[row, : proposals.count[row]],
+        ]
+    return tables
+
+
+def _difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> float:
+    """Return the largest distance of a row of a table to its nearest in the other's, in any column.
+
+    The order of rows does not count: scores that differ in the last bit may change places.  Infinite where
+    the tables have other lengths.
+    """
+    largest = 0.0
+    for one, other in zip(first, second, strict=True):
+        if one.shape != other.shape:
+            return float("inf")
+        if len(one):
+            distances = np.abs(one[:, np.newaxis] - other[np.newaxis]).max(axis=2)
+            largest = max(largest, distances.min(axis=0).max(), distances.min(axis=1).max())
+    return float(largest)
+
+
+def _made_up_images(count: int, size_hw: tuple[int, int]) -> list[np.ndarray]:
+    """Return uint8 [h, w, 3] images of coloured tiles with noise, always the same ones."""
+    rng = np.random.default_rng(size_hw)
+    height, width = size_hw
+    images = []
+    for _ in range(count):
+        tiles = rng.integers(0, 200, [height // 30 + 1, width // 30 + 1, 3]).repeat(30, 0).repeat(30, 1)
+        images.append((tiles[:height, :width] + rng.integers(0, 56, [height, width, 3])).astype(np.uint8))
+    return images

@@ -1,0 +1,215 @@
+"""Freeze schedules: a run as a list of freeze stages, each with its plan and learning-rate factor.
+
+Here a stage is a span of steps.  A schedule is plain data; `detector.train.fit` follows it.
+"""
+
+import bisect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from detector.config import FreezeConfig, FreezeStageConfig
+from detector.freeze import FreezePlan, resolve
+from detector.selectors import FreezeError, VariableRow
+
+
+@dataclass(frozen=True)
+class FreezeStage:
+    """From `from_step` on: what trains, and how fast.
+
+    `lr_factor` scales the run's learning rate; over the stage's first `warmup_steps` it rises from 0.
+    """
+
+    from_step: int
+    plan: FreezePlan
+    lr_factor: float = 1.0
+    warmup_steps: int = 0
+
+    def rate_factor(self, step: int) -> float:
+        """Return what the learning rate of `step` is multiplied with."""
+        into = step - self.from_step
+        return self.lr_factor * (min(1.0, into / self.warmup_steps) if self.warmup_steps else 1.0)
+
+
+@dataclass(frozen=True)
+class FreezeSchedule:
+    """Freeze stages in the order of their steps; the first starts at step 0."""
+
+    stages: tuple[FreezeStage, ...]
+
+    @classmethod
+    def of(cls, plan: FreezePlan) -> "FreezeSchedule":
+        """Return the schedule of a run with one plan."""
+        return cls((FreezeStage(0, plan),))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the schedule as JSON values, for the run's `plan.json`."""
+        return {
+            "stages": [
+                {
+                    "from_step": stage.from_step,
+                    "lr_factor": stage.lr_factor,
+                    "warmup_steps": stage.warmup_steps,
+                    "plan": stage.plan.to_dict(),
+                }
+                for stage in self.stages
+            ]
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "FreezeSchedule":
+        """Return the schedule that `to_dict` wrote; raises `FreezeError` as `FreezePlan.from_dict` does."""
+        return cls(
+            tuple(
+                FreezeStage(**{**stage, "plan": FreezePlan.from_dict(stage["plan"])})
+                for stage in values["stages"]
+            )
+        )
+
+    def index_at(self, step: int) -> int:
+        """Return the index of the stage that `step` is in."""
+        return bisect.bisect_right([stage.from_step for stage in self.stages], step) - 1
+
+    @property
+    def trained(self) -> dict[str, tuple[int, ...]]:
+        """Return {path: the stages that train it}, for what any stage trains, in model order."""
+        return {
+            row.path: stages
+            for row in self.stages[0].plan.rows
+            if (stages := tuple(i for i, stage in enumerate(self.stages) if stage.plan.trains(row.path)))
+        }
+
+
+def resolve_schedule(
+    rows: Sequence[VariableRow],
+    first: FreezeConfig,
+    later: Sequence[FreezeStageConfig],
+    *,
+    batch_norm: str,
+    steps: int,
+    steps_per_epoch: int | None = None,
+) -> FreezeSchedule:
+    """Resolve the selectors of every stage against the rows of a model.
+
+    A stage that names no selectors of its own keeps those of the stage before; `unfreeze` adds to them.
+    What an earlier stage trained is no longer fresh.
+
+    Args:
+        rows: of the model.
+        first: the selectors from step 0 on.
+        later: the stages after it.
+        batch_norm: "fixed" or "update".
+        steps: the run's length.
+        steps_per_epoch: needed where a stage starts at an epoch.
+
+    Raises:
+        FreezeError: of a selector, or a stage starts out of order, past the run's end, or nowhere.
+    """
+    rows = list(rows)
+    freeze, train_only, unfreeze = first.freeze, first.train_only, first.unfreeze
+    stages = [
+        FreezeStage(
+            0,
+            resolve(
+                rows,
+                freeze,
+                train_only,
+                unfreeze=unfreeze,
+                allow_fresh=first.allow_fresh,
+                batch_norm=batch_norm,
+            ),
+        )
+    ]
+    for entry in later:
+        start = _start(entry, steps_per_epoch)
+        if not stages[-1].from_step < start < steps:
+            raise FreezeError(
+                f"a freeze stage starts at step {start}, but must start after step {stages[-1].from_step} "
+                f"and before the run's end at {steps}"
+            )
+        if entry.freeze is not None or entry.train_only is not None:
+            freeze, train_only, unfreeze = entry.freeze or (), entry.train_only or (), ()
+        unfreeze = (*unfreeze, *entry.unfreeze)
+        learned = {*stages[-1].plan.trained, *stages[-1].plan.updated}
+        rows = [replace(row, restored=row.restored or row.path in learned) for row in rows]
+        plan = resolve(
+            rows,
+            freeze,
+            train_only,
+            unfreeze=unfreeze,
+            allow_fresh=first.allow_fresh,
+            batch_norm=batch_norm,
+        )
+        stages.append(FreezeStage(start, plan, entry.lr_factor, entry.warmup_steps))
+    return FreezeSchedule(tuple(stages))
+
+
+def gradual(rows: Sequence[VariableRow], steps: int) -> tuple[FreezeConfig, tuple[FreezeStageConfig, ...]]:
+    """Return gradual unfreezing from the top down, in five equal spans.
+
+    The RPN and the predictor; then the tower too; then the feature extractor's last third of stages, its
+    second, and all of it (Howard and Ruder, "Universal Language Model Fine-tuning", section 3.3, for a
+    detector's parts).
+    """
+    stages = dict.fromkeys(row.stage for row in rows if row.component == "feature_extractor")
+    names = list(stages)
+    last_third, second_third = names[-(len(names) // 3)], names[-(2 * len(names) // 3)]
+    added = [
+        "box_classifier/tower",
+        f"feature_extractor[{last_third}:]",
+        f"feature_extractor[{second_third}:]",
+        "feature_extractor",
+    ]
+    return (
+        FreezeConfig(freeze=("feature_extractor", "box_classifier/tower")),
+        tuple(
+            FreezeStageConfig(from_step=steps * (number + 1) // 5, unfreeze=(selector,))
+            for number, selector in enumerate(added)
+        ),
+    )
+
+
+def linear_probe(steps: int) -> tuple[FreezeConfig, tuple[FreezeStageConfig, ...]]:
+    """Return linear probing, then fine-tuning: a third for the predictor, the rest for all at a tenth.
+
+    Kumar et al., "Fine-Tuning can Distort Pretrained Features", section 4: the head first, then everything
+    at a low rate.
+    """
+    everything = FreezeStageConfig(from_step=max(steps // 3, 1), freeze=("none",), lr_factor=0.1)
+    return FreezeConfig(freeze=("all_but:box_classifier/predictor",)), (everything,)
+
+
+LAYER_PRESETS = ("heads", "4+", "3+", "all")
+
+
+def layers_preset(name: str, rows: Sequence[VariableRow]) -> tuple[str, ...]:
+    """Return the freeze selectors of matterport's `layers=` presets: what they do not train.
+
+    "heads" trains all but the feature extractor, "4+" its stages from the fourth block on too (`Mixed_4a`,
+    `conv4`), "3+" those from the third, "all" everything.
+    """
+    if name == "heads":
+        return ("feature_extractor",)
+    if name == "all":
+        return ("none",)
+    if name not in LAYER_PRESETS:
+        raise FreezeError(f"unknown layers {name!r}; expected one of {', '.join(LAYER_PRESETS)}")
+    stages = list(dict.fromkeys(row.stage for row in rows if row.component == "feature_extractor"))
+    block = name[0]
+    first = next(
+        (i for i, stage in enumerate(stages) if stage.startswith((f"Mixed_{block}", f"conv{block}"))), None
+    )
+    if not first:
+        raise FreezeError(
+            f"layers {name!r}: the feature extractor has no block {block}; its stages: {stages}"
+        )
+    return (f"feature_extractor[:{stages[first - 1]}]",)
+
+
+def _start(entry: FreezeStageConfig, steps_per_epoch: int | None) -> int:
+    if entry.from_step is not None:
+        return entry.from_step
+    assert entry.from_epoch is not None
+    if steps_per_epoch is None:
+        raise FreezeError("from_epoch needs to know the steps an epoch has; use from_step")
+    return round(entry.from_epoch * steps_per_epoch)

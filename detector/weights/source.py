@@ -1,0 +1,133 @@
+"""Files with weights: which there are, their entries and shapes, and reading one entry.
+
+Reading knows nothing of models.  A file that is missing, cut short or none at all is one `WeightsError`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import tensorflow as tf
+
+from detector import checkpoint
+
+# What TensorFlow's checkpoint reader raises for damaged files; IndexError for those that are too short.
+_UNREADABLE = (tf.errors.OpError, ValueError, RuntimeError, IndexError)
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be read or do not fit; the message says what was expected and what came."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file with weights.
+
+    `kind` is "native" (a checkpoint of this package), "tensorflow" or "h5"; `shapes` the shape of every
+    entry by name; `read` returns one entry; `info` is the page of a native checkpoint.
+    """
+
+    path: str
+    kind: str
+    shapes: dict[str, tuple[int, ...]]
+    read: Callable[[str], np.ndarray]
+    info: checkpoint.CheckpointInfo | None = None
+
+
+def open_source(path: str | Path) -> Source:
+    """Open a checkpoint of this package, a TensorFlow checkpoint or a Keras `.h5` file.
+
+    A TensorFlow checkpoint is given as its prefix (`model.ckpt`), as one of its files (`model.ckpt.index`),
+    or as the folder that holds it.
+
+    Raises FileNotFoundError if nothing is there, WeightsError if it cannot be read.
+    """
+    path = Path(path)
+    if checkpoint.is_checkpoint(path):
+        return _open_native(path)
+    if path.suffix in (".h5", ".hdf5"):
+        return _open_h5(path)
+    return _open_tensorflow(path)
+
+
+def _open_native(path: Path) -> Source:
+    try:
+        info = checkpoint.read_info(path)
+        values = checkpoint.read_values(path, info)
+    except checkpoint.CheckpointError as error:
+        raise WeightsError(str(error)) from None
+    shapes = {name: value.shape for name, value in values.items()}
+    return Source(str(path), "native", shapes, values.__getitem__, info)
+
+
+def _open_tensorflow(path: Path) -> Source:
+    prefix = _prefix(path)
+    damaged = f"{prefix} is damaged or incomplete; get it again, with all its files"
+    try:
+        reader = tf.train.load_checkpoint(prefix)
+        shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
+    except _UNREADABLE as error:
+        raise WeightsError(f"{damaged} ({_first_line(error)})") from None
+
+    def read(name: str) -> np.ndarray:
+        try:
+            return reader.get_tensor(name)
+        except _UNREADABLE as error:
+            raise WeightsError(f"{damaged} (at {name}: {_first_line(error)})") from None
+
+    return Source(prefix, "tensorflow", shapes, read)
+
+
+def _prefix(path: Path) -> str:
+    """Return the prefix of the TensorFlow checkpoint that `path` names."""
+    if path.is_dir():
+        latest = tf.train.latest_checkpoint(str(path))
+        indices = sorted(path.glob("*.index"))
+        if latest and Path(latest + ".index").is_file():
+            return latest
+        if len(indices) == 1:
+            return str(indices[0].with_suffix(""))
+        found = f"{len(indices)}: {', '.join(file.name for file in indices[:5])}" if indices else "none"
+        raise FileNotFoundError(
+            f"expected one checkpoint in the folder {path}, found {found}; name it: {path}/PREFIX"
+        )
+    if path.suffix == ".index" or ".data-" in path.name:
+        path = path.with_name(path.name.rpartition(".")[0])
+    if path.with_name(path.name + ".index").is_file():
+        return str(path)
+    if path.is_file():
+        raise WeightsError(
+            f"{path} is no TensorFlow checkpoint (PREFIX.index and PREFIX.data-00000-of-00001), no Keras .h5 "
+            "file and no checkpoint folder of this package; unpack it if it is an archive"
+        )
+    raise FileNotFoundError(
+        f"no weights at {path}: expected a folder of this package, {path}.index (a TensorFlow checkpoint's "
+        "prefix has no file ending) or a .h5 file"
+    )
+
+
+def _open_h5(path: Path) -> Source:
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}")
+    values: dict[str, np.ndarray] = {}
+
+    def keep(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and not name.startswith("optimizer_weights"):
+            # layer/layer/kernel:0 in files of weights, model_weights/layer/layer/kernel:0 in those of models.
+            values["/".join(name.removesuffix(":0").split("/")[-2:])] = item[()]
+
+    try:
+        with h5py.File(path) as file:
+            file.visititems(keep)
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(
+            f"{path} is no HDF5 file or is cut short; get it again ({_first_line(error)})"
+        ) from None
+    return Source(str(path), "h5", {name: value.shape for name, value in values.items()}, values.__getitem__)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,145 @@
+import json
+
+import evaluate as evaluate_tool
+import numpy as np
+import pytest
+from conftest import CLASS_NAMES, TINY
+from PIL import Image
+
+from detector.builder import build_model, build_resizer
+from detector.checkpoint import CheckpointInfo, save
+from detector.config import override
+from detector.export import export
+from detector.loading import find_checkpoint, load_detector, place_beside, run_of
+from detector.run_log import RunLog
+
+MODEL_CATEGORIES = [{"id": id, "name": name} for id, name in zip((7, 3, 90), CLASS_NAMES, strict=True)]
+# The data set has ids of its own, another order, and one class less.
+DATA_IDS = {"star": 11, "circle": 40}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder: two checkpoints, the first of them the best, its SavedModel, and data in its config.
+
+    The ground truth is what the model detects best, so that its AP is not 0.
+    """
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    resizer = {"kind": "keep_aspect_ratio", "min_dimension": 48, "max_dimension": 80}
+    # Random weights favour one class; of each are kept a few.
+    box_classifier = {**TINY["model"]["box_classifier"], "max_detections_per_class": 6}
+    values = {**TINY, "model": {**TINY["model"], "resizer": resizer, "box_classifier": box_classifier}}
+    config = override(values, (), "tiny")
+    run = RunLog(folder)
+    for step, name in [(1, "best"), (2, "last")]:
+        model = build_model(config.model, CLASS_NAMES, seed=step)
+        info = CheckpointInfo(step, MODEL_CATEGORIES, config.model.model_dump(mode="json"))
+        run.point(name, save(run.checkpoint_path(step), info, model.variables_by_path))
+    best = build_model(config.model, CLASS_NAMES, seed=1)
+    resize = build_resizer(config.model)
+    export(best, resize, folder / "saved_model", categories=MODEL_CATEGORIES, manifest={})
+
+    images, annotations = [], []
+    (folder / "images").mkdir()
+    detector = load_detector(folder / "saved_model")
+    names = list(detector.label_map.values())
+    rng = np.random.default_rng(0)
+    for image_id, (file, height, width) in enumerate(
+        [("a.png", 80, 120), ("b.jpg", 60, 60), ("c.png", 90, 50)], 5
+    ):
+        tiles = rng.integers(0, 256, [height // 10, width // 10, 3], np.uint8)
+        Image.fromarray(tiles.repeat(10, 0).repeat(10, 1)).save(folder / "images" / file)
+        images.append({"id": image_id, "file_name": file, "height": height, "width": width})
+        (found,) = detector.detect([(folder / "images" / file).read_bytes()])
+        for name, category_id in DATA_IDS.items():
+            best = np.flatnonzero(found.classes == names.index(name))[:3]
+            for ymin, xmin, ymax, xmax in found.boxes_in_pixels(height, width)[best].tolist():
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": image_id,
+                        "category_id": category_id,
+                        "bbox": [xmin, ymin, xmax - xmin, ymax - ymin],
+                    }
+                )
+    categories = [{"id": id, "name": name} for name, id in DATA_IDS.items()]
+    truth = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "truth.json").write_text(json.dumps(truth))
+    source = {"format": "coco", "annotations": str(folder / "truth.json"), "images": str(folder / "images")}
+    asked = override({**values, "data": {"evaluate": source}, "evaluate": {"batch_size": 2}}, (), "tiny")
+    run.write_text("config.yaml", asked.to_yaml())
+    return folder
+
+
+def results(folder):
+    return [json.loads((folder / f"{name}.json").read_text()) for name in ("evaluation", "detections")]
+
+
+def by_image(detections):
+    """Return {image id: its rows of (category id, score, box), in a fixed order}."""
+    rows = {}
+    for entry in detections:
+        row = (entry["category_id"], entry["score"], *entry["bbox"])
+        rows.setdefault(entry["image_id"], []).append(row)
+    return {image_id: np.array(sorted(found)) for image_id, found in rows.items()}
+
+
+def test_a_run_and_its_savedmodel_score_the_same(run, capsys):
+    assert evaluate_tool.main([str(run)]) == 0
+    assert evaluate_tool.main([str(run / "saved_model")]) == 0
+    live, alone = results(run), results(run / "evaluation-saved_model")
+    assert "AP     IoU 0.50:0.95" in capsys.readouterr().out
+
+    assert live[0]["model"].endswith("step-000001")  # the best
+    assert live[0]["AP"] > 0.1
+    assert live[0]["AP"] == pytest.approx(alone[0]["AP"], abs=1e-6)
+    assert set(live[0]["classes"]) == set(DATA_IDS)
+    found, found_alone = by_image(live[1]), by_image(alone[1])
+    assert set(found) == set(found_alone) == {5, 6, 7}
+    assert {row[0] for rows in found.values() for row in rows} == set(DATA_IDS.values())
+    for image_id, rows in found.items():
+        np.testing.assert_allclose(rows, found_alone[image_id], atol=3e-3)
+
+
+def test_which_checkpoint_of_a_run_and_where_its_results_go(run, tmp_path, monkeypatch):
+    checkpoints = run / "checkpoints"
+    assert find_checkpoint(run) == checkpoints / "step-000001"
+    assert find_checkpoint(run, "last") == checkpoints / "step-000002"
+    assert find_checkpoint(checkpoints / "last") == checkpoints / "last"
+    assert run_of(checkpoints / "step-000002") == run_of(run / "saved_model") == run
+    assert place_beside(checkpoints / "last", "evaluation") == run / "evaluation-step-000002"
+    assert place_beside(tmp_path / "elsewhere", "saved_model") == tmp_path / "saved_model-elsewhere"
+    monkeypatch.chdir(run.parent)
+    assert str(run_of(run / "saved_model")) == "tiny"
+
+    # A folder called checkpoints does not make its parent a run.
+    (tmp_path / "checkpoints").mkdir()
+    assert run_of(tmp_path / "checkpoints") is None
+
+
+def test_mistakes_are_one_line(run, tmp_path, capsys):
+    def error(*arguments):
+        assert evaluate_tool.main(list(arguments)) == 2
+        return capsys.readouterr().err
+
+    assert "there is nothing at" in error(str(tmp_path / "nowhere"))
+    assert "only data and evaluate can be set" in error(str(run), "--set", "model.rpn.l2=1")
+    assert "names no data: set data.evaluate" in error(str(run), "--set", "data.evaluate=null")
+    (run / "checkpoints" / "best").rename(run / "checkpoints" / "hidden")
+    try:
+        assert "has no best checkpoint; try --checkpoint last" in error(str(run), "--checkpoint", "best")
+    finally:
+        (run / "checkpoints" / "hidden").rename(run / "checkpoints" / "best")
+    (tmp_path / "saved_model.pb").write_bytes(b"")
+    assert "is not of tools/export.py: it has no assets" in error(
+        str(tmp_path), "--config", str(run / "config.yaml")
+    )
+
+
+def test_a_class_that_the_model_does_not_know_is_an_error(run, tmp_path, capsys):
+    truth = json.loads((run / "truth.json").read_text())
+    truth["categories"][0]["name"] = "hexagon"
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    setting = f"data.evaluate.annotations={tmp_path / 'truth.json'}"
+    assert evaluate_tool.main([str(run / "saved_model"), "--set", setting]) == 2
+    assert "the model does not know the data set's classes 'hexagon'" in capsys.readouterr().err

@@ -1,0 +1,98 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+
+import import_weights as tool
+
+from detector import checkpoint
+from detector.weights.object_detection_api import api_names
+
+
+@pytest.fixture
+def source(tiny_model, tiny_config, tmp_path, monkeypatch):
+    """A TF1 checkpoint of a tiny detector for three classes, and the configuration that builds it."""
+    monkeypatch.chdir(tmp_path)
+    model = tiny_model()
+    names = api_names(model)
+    variables = model.variables_by_path
+    values = {names[path]: variable for path, variable in variables.items()} | {"global_step": tf.Variable(9)}
+    tf.compat.v1.train.Saver(values).save(None, str(tmp_path / "zoo" / "model.ckpt"), write_meta_graph=False)
+    (tmp_path / "tiny.yaml").write_text(tiny_config().to_yaml())
+    return ["zoo/model.ckpt", "--config", "tiny.yaml"], variables
+
+
+def test_a_checkpoint_is_written_and_every_variable_accounted_for(source, capsys):
+    arguments, variables = source
+    assert tool.main([*arguments, "--class-names", "circle, square,star"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "zoo/model.ckpt: Object Detection API, TF1 detector",
+        "feature_extractor: 251 restored, 0 fresh",
+        "rpn: 6 restored, 0 fresh",
+        "box_classifier: 99 restored, 0 fresh",
+        "left in the file: 1 (the training step)",
+        "wrote build/imported/zoo",
+    ]
+    info = checkpoint.read_info("build/imported/zoo")
+    assert info.class_names == ["circle", "square", "star"]
+    assert (info.step, info.provenance["rpn"]["checkpoint"]) == (0, "zoo/model.ckpt")
+    for path, value in checkpoint.read_values("build/imported/zoo").items():
+        np.testing.assert_array_equal(value, variables[path], err_msg=path)
+
+
+def test_other_classes_and_a_line_for_every_variable(source, capsys):
+    arguments, _ = source
+    Path("labels.pbtxt").write_text("item { id: 2 name: 'cat' }\nitem { id: 4 name: 'dog' }\n")
+    assert tool.main([*arguments, "--label-map", "labels.pbtxt", "--output", "out", "--verbose"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    bias = "box_classifier/predictor/class_scores/bias"
+    assert "  restored rpn/conv/kernel <- Conv/weights" in out
+    assert f"  fresh    {bias}: 3 classes in the file, 4 in the model" in out
+    assert "  left     global_step: the training step" in out
+    assert sum(line.startswith("  restored ") for line in out) == 352
+    assert "box_classifier: 95 restored, 4 fresh (3 classes in the file, 4 in the model)" in out
+    info = checkpoint.read_info("out")
+    assert info.categories == [{"id": i, "name": n} for i, n in enumerate(["1", "cat", "3", "dog"], start=1)]
+    assert bias in info.provenance["box_classifier"]["fresh"]
+
+
+def test_the_model_is_read_off_the_file_where_no_configuration_is_given(
+    shared, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(shared / "oracle"))
+    import seeded_checkpoint
+
+    tsv = shared / "oracle" / "zoo" / "faster_rcnn_inception_v2_coco_2018_01_28.tsv"
+    seeded_checkpoint.main(str(tsv), "zoo/model.ckpt")
+    assert tool.main(["zoo/model.ckpt", "--type", "detection", "--class-names", "cat"]) == 0
+    out = capsys.readouterr().out
+    assert "rpn: 0 restored, 6 fresh (the type restores the feature extractor and the tower alone)" in out
+    assert "box_classifier: 95 restored, 4 fresh" in out
+    assert "left in the file: 10" in out
+    # And on from there: the checkpoint knows its model and classes.
+    assert tool.main(["build/imported/zoo", "--output", "again"]) == 0
+    assert checkpoint.read_info("again").class_names == ["cat"]
+
+
+def test_mistakes_are_one_line_and_write_nothing(source, capsys):
+    arguments, _ = source
+    Path("taken").mkdir()
+    Path("taken/file").touch()
+    for more, message in (
+        (["--type", "classification"], "use the type 'full'"),
+        (["--set", "model.rpn.conv_depth=9"], "does not fit the model"),
+        (["--set", "model.feature_extractor.type=resnet50"], "holds inception_v2, but the model is resnet50"),
+        (["--output", "taken"], "exists and is no checkpoint"),
+        (["--label-map", "none.pbtxt"], "none.pbtxt"),
+    ):
+        assert tool.main([*arguments, *more]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and message in error, error
+    assert not Path("build").exists()
+    assert tool.main(["nowhere.ckpt"]) == 2
+    assert capsys.readouterr().err.startswith("error: no weights at nowhere.ckpt")

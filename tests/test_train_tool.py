@@ -1,0 +1,134 @@
+"""`tools/train.py` as a user runs it, on a small detector and the embedded data set."""
+
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import train as train_tool
+import yaml
+
+from detector import checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """A small detector on the shapes' target domain, from scratch, evaluated on its training set."""
+    folder = tmp_path_factory.mktemp("train_tool")
+    source = {"format": "shapes", "domain": "target", "split": "train", "root": str(folder / "shapes")}
+    values = {
+        "model": {
+            "feature_extractor": {"depth_multiplier": 0.1, "min_depth": 4, "batch_norm_momentum": 0.9},
+            "resizer": {"kind": "fixed_shape", "height": 64, "width": 64},
+            "anchors": {"base_size_hw": [32, 32], "scales": [0.5, 1.0]},
+            "rpn": {"conv_depth": 8, "minibatch_size": 16, "max_proposals": 16},
+            "box_classifier": {"crop_size": 8, "batch_size": 8, "max_detections": 10},
+        },
+        "data": {"train": source, "evaluate": source, "augment": [{"name": "HorizontalFlip", "p": 0.5}]},
+        "train": {"steps": 12, "batch_size": 2, "checkpoint_every": 2, "log_every": 1, "clip_norm": 1.0},
+        "evaluate": {"batch_size": 20},
+    }
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def values_of(run):
+    info = checkpoint.read_info(run / "checkpoints" / "last")
+    return checkpoint.read_values(run / "checkpoints" / "last", info)
+
+
+def test_a_run_killed_at_a_random_step_and_resumed_ends_with_the_same_bits(config, tmp_path):
+    command = [sys.executable, str(ROOT / "tools" / "train.py"), "--no-progress"]
+    start = [*command, "--config", str(config), "--freeze", "none", "--set", "train.steps=40"]
+    start += ["--set", "data.evaluate=null", "--set", "train.optimizer.kind=adamw"]
+    subprocess.run([*start, "--run", str(tmp_path / "whole")], check=True, capture_output=True)
+
+    cut = subprocess.Popen([*start, "--run", str(tmp_path / "cut")], stdout=subprocess.DEVNULL)
+    last, wanted = tmp_path / "cut" / "checkpoints" / "last", random.randint(1, 30)
+    deadline = time.monotonic() + 120
+    while not last.exists() or checkpoint.read_info(last).step < wanted:
+        assert cut.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    cut.send_signal(signal.SIGKILL)
+    cut.wait()
+    stopped_at = checkpoint.read_info(last).step
+    assert stopped_at < 40
+
+    subprocess.run([*command, "--resume", str(tmp_path / "cut")], check=True, capture_output=True)
+    whole, resumed = values_of(tmp_path / "whole"), values_of(tmp_path / "cut")
+    assert whole.keys() == resumed.keys() and any(key.startswith("optimizer/") for key in whole)
+    different = [key for key in whole if whole[key].tobytes() != resumed[key].tobytes()]
+    assert not different, f"killed at step {stopped_at}"
+    rows = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 41))
+
+
+def test_a_run_leaves_its_folder_and_prints_what_matters(config, tmp_path, capsys):
+    run = tmp_path / "run"
+    arguments = [
+        "--config",
+        str(config),
+        "--freeze",
+        "rpn",
+        "--allow-fresh",
+        "--run",
+        str(run),
+        "--no-progress",
+    ]
+    assert train_tool.main([*arguments, "--set", "train.steps=3"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"rpn +6 .*frozen", printed)
+    assert "freeze rpn: matches 6 variables" in printed
+    assert "AP before training: " in printed and re.search(r"AP 0\.\d{3} before, 0\.\d{3} after", printed)
+    assert re.search(r"proof: all 6 frozen variables are bit-identical before and after 3 steps", printed)
+    assert f"python tools/export.py {run}" in printed
+
+    names = {path.name for path in run.iterdir()}
+    assert names >= {
+        *("config.yaml", "plan.json", "environment.json", "metrics.jsonl", "tensorboard", "checkpoints"),
+        *("detections.json", "evaluation.json", "freeze_proof.json"),
+    }
+    proof = json.loads((run / "freeze_proof.json").read_text())
+    assert proof["holds"] and [stage["frozen_variables"] for stage in proof["stages"]] == [6]
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert set(evaluation["classes"]) == {"circle", "square", "triangle", "star"}
+    info = checkpoint.read_info(run / "checkpoints" / "best")
+    assert info.plan is not None and info.provenance["rpn"]["checkpoint"] is None
+
+    # What is there already is not overwritten.
+    before = np.fromfile(run / "metrics.jsonl", np.uint8)
+    assert train_tool.main(arguments) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    np.testing.assert_array_equal(before, np.fromfile(run / "metrics.jsonl", np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--freeze", "box_clasifier"],
+            "freeze selector 'box_clasifier' matches nothing; nearest: 'box_classifier'",
+        ),
+        (["--freeze", "rpn"], "fresh variables"),
+        (["--set", "train.stesp=4"], "unknown key 'train.stesp'; nearest: 'train.steps'"),
+        (["--set", "data.train={format: voc, root: nowhere}"], "nowhere"),
+        (["--set", "data.train=null"], "set data.train"),
+        (["--set", "train.restore.path=nowhere"], "nowhere"),
+        (["--resume", "nowhere"], "nowhere is no run's folder"),
+    ],
+)
+def test_a_users_mistake_is_one_line(arguments, message, config, tmp_path, capsys):
+    start = [] if "--resume" in arguments else ["--config", str(config), "--run", str(tmp_path / "run")]
+    assert train_tool.main([*start, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and "Traceback" not in error
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,385 @@
+"""Every source format, from files that the projects behind them write themselves."""
+
+import importlib
+import importlib.util
+import re
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from official.vision.modeling import backbones
+
+from detector.builder import build_model
+from detector.component import child_layers
+from detector.config import validate
+from detector.feature_extractors import inception_v2, resnet
+from detector.weights import tf2_zoo
+from detector.weights.importing import import_weights, model_of
+from detector.weights.object_detection_api import api_names
+from detector.weights.source import WeightsError
+
+INCEPTION_LIST = "faster_rcnn_inception_v2_coco_2018_01_28.tsv"
+RESNET_LIST = "faster_rcnn_resnet50_v1_640x640_coco17_tpu-8.tsv"
+
+
+def build(network, topology=None, class_names=("a", "b"), **box_classifier):
+    extractor = {"type": network, **({"topology": topology} if topology else {})}
+    section = {"feature_extractor": extractor, "box_classifier": box_classifier}
+    return build_model(validate({"model": section}, "test").model, class_names)
+
+
+@pytest.fixture(scope="module")
+def models():
+    """Models by network and topology, built once: they are not small."""
+    cache = {}
+
+    def get(*key):
+        if key not in cache:
+            cache[key] = build(*key)
+        return cache[key]
+
+    return get
+
+
+def relative_error(actual, expected):
+    return np.linalg.norm(np.asarray(actual) - expected) / np.linalg.norm(expected)
+
+
+def randomise(variables):
+    """Values of their own for what initializers leave at 0 and 1, so that an exchange shows."""
+    rng = np.random.RandomState(0)
+    for variable in variables:
+        if "variance" in variable.name or "gamma" in variable.name:
+            variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+        elif len(variable.shape) == 1:
+            variable.assign(rng.normal(0.0, 0.1, variable.shape))
+
+
+def images(side=97):
+    return np.random.RandomState(0).uniform(0, 255, (1, side, side, 3)).astype(np.float32)
+
+
+def backbone_of(model):
+    return {
+        p for p in model.variables_by_path if p.startswith(("feature_extractor/", "box_classifier/tower/"))
+    }
+
+
+def run_stages(model, features, skip=()):
+    """Outputs by stage of the feature extractor and the tower, one after the other."""
+    outputs = {}
+    for component in (model.feature_extractor, model.box_classifier.tower):
+        for name, stage in component.stages.items():
+            if name not in skip:
+                features = outputs[name] = stage(features)
+    return outputs
+
+
+# ---- Keras applications
+
+
+@pytest.mark.parametrize("include_top", [False, True])
+def test_keras_applications_compute_the_same(models, tmp_path, include_top):
+    theirs = tf_keras.applications.ResNet50(weights=None, include_top=include_top, classes=7)
+    randomise(theirs.variables)
+    path = tmp_path / "resnet50.h5"
+    theirs.save_weights(path) if include_top else theirs.save(path)
+    model = models("resnet50", "keras")
+    report = import_weights(model, path)
+    assert set(report.restored) == backbone_of(model)
+    assert set(report.left) == ({"predictions/kernel", "predictions/bias"} if include_top else set())
+    assert model_of(path) == ({"feature_extractor": {"type": "resnet50", "topology": "keras"}}, [])
+
+    names = {"conv1": "conv1_relu", "pool1": "pool1_pool"}
+    names |= {f"conv{i}": f"conv{i}_block{blocks}_out" for i, blocks in ((2, 3), (3, 4), (4, 6), (5, 3))}
+    expected = tf_keras.Model(
+        theirs.input, {ours: theirs.get_layer(name).output for ours, name in names.items()}
+    )(tf_keras.applications.resnet.preprocess_input(images(224).copy()))
+    ours = run_stages(
+        model, resnet.preprocess(images(224)), skip=("pool1", "conv2", "conv3", "conv4", "conv5")
+    )
+    assert relative_error(ours["conv1"], expected["conv1"]) < 1e-5
+    # Keras pads the pool by a pixel on every side, the Object Detection API "SAME": from there on again.
+    for name, output in run_stages(model, expected["pool1"], skip=("conv1", "pool1")).items():
+        assert relative_error(output, expected[name]) < 1e-5, name
+
+
+def test_keras_epsilon_is_folded_into_small_variances(models, tmp_path):
+    theirs = tf_keras.applications.ResNet50(weights=None, include_top=False)
+    theirs.get_layer("conv1_bn").moving_variance.assign(np.full(64, 1e-6))
+    theirs.save_weights(tmp_path / "resnet50.h5")
+    model = models("resnet50", "keras")
+    import_weights(model, tmp_path / "resnet50.h5")
+    variance = model.variables_by_path["feature_extractor/conv1/BatchNorm/moving_variance"].numpy()
+    np.testing.assert_allclose(variance + 1e-5, 1e-6 + 1.001e-5, rtol=1e-6)
+
+
+# ---- Model Garden
+
+
+def test_model_garden_backbones_compute_the_same(models, tmp_path):
+    theirs = backbones.ResNet(50, norm_epsilon=1e-5)
+    randomise(theirs.variables)
+    path = tf.train.Checkpoint(backbone=theirs, head=tf_keras.layers.Dense(1)).save(tmp_path / "ckpt")
+    model = models("resnet50", "garden")
+    report = import_weights(model, path, "classification")
+    assert set(report.restored) == backbone_of(model)
+    assert set(report.left) == {"_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter/.ATTRIBUTES/VARIABLE_VALUE"}
+    assert model_of(path)[0] == {"feature_extractor": {"type": "resnet50", "topology": "garden"}}
+
+    pool = next(layer for layer in theirs.layers if isinstance(layer, tf_keras.layers.MaxPool2D))
+    both = tf_keras.Model(theirs.input, {"conv1": pool.input, "pool1": pool.output, **theirs.output})
+    pixels = images(128)
+    mean, deviation = (np.float32(values) * 255 for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    expected = both((pixels - mean) / deviation)
+    conv1 = model.feature_extractor.conv1(resnet.preprocess(pixels))
+    # Beyond the edge there is 0, which stands for two slightly different greys.
+    assert relative_error(conv1[:, 2:-2, 2:-2], expected["conv1"][:, 2:-2, 2:-2]) < 1e-5
+    assert relative_error(conv1, expected["conv1"]) < 1e-2
+    np.testing.assert_allclose(model.feature_extractor.pool1(expected["conv1"]), expected["pool1"])
+    outputs = run_stages(model, expected["pool1"], skip=("conv1", "pool1"))
+    for level in (2, 3, 4, 5):
+        assert relative_error(outputs[f"conv{level}"], expected[str(level)]) < 1e-5, level
+
+
+def test_model_garden_variants_and_other_topologies_are_refused(models, tmp_path):
+    plain = tf.train.Checkpoint(backbone=backbones.ResNet(50)).save(tmp_path / "plain")
+    with pytest.raises(
+        WeightsError, match=r"holds resnet50 \(garden topology\), but the model is resnet50 \(keras"
+    ):
+        import_weights(models("resnet50", "keras"), plain)
+    stem = tf.train.Checkpoint(backbone=backbones.ResNet(50, stem_type="v1")).save(tmp_path / "stem")
+    with pytest.raises(
+        WeightsError, match=r"behind a first kernel of \(3, 3, 3, 32\); expected 16 \(resnet50\)"
+    ):
+        import_weights(models("resnet50", "garden"), stem)
+
+
+# ---- slim and the TF1 zoo
+
+
+def save_slim(network, prefix, pixels):
+    """Save slim's classifier with values of its own; return the end points of the features."""
+    sys.modules["tf_keras.legacy_tf_layers"] = importlib.import_module("tf_keras.src.legacy_tf_layers")
+    tf_slim = importlib.import_module("tf_slim")
+    compat = tf.compat.v1
+    with tf.Graph().as_default():
+        compat.set_random_seed(0)
+        if network == "inception_v2":
+            net = importlib.import_module("tf_slim.nets.inception_v2")
+            inception = importlib.import_module("tf_slim.nets.inception")
+            with tf_slim.arg_scope(inception.inception_v2_arg_scope()):
+                _, ends = net.inception_v2(tf.constant(pixels), num_classes=5, is_training=False)
+            outputs = {name: ends[name] for name in ("Mixed_4e", "Mixed_5c")}
+        else:
+            net = importlib.import_module("tf_slim.nets.resnet_v1")
+            parts = importlib.import_module("tf_slim.nets.resnet_utils")
+            with tf_slim.arg_scope(parts.resnet_arg_scope()):
+                _, ends = net.resnet_v1_50(
+                    tf.constant(pixels), num_classes=5, is_training=False, output_stride=16
+                )
+            # Not block4, which is dilated here and not in a detector's tower.
+            outputs = {"conv4": ends["resnet_v1_50/block3"]}
+            compat.get_variable("resnet_v1_50/mean_rgb", [3])
+        compat.train.create_global_step()
+        rng = np.random.RandomState(0)
+        with compat.Session() as session:
+            session.run(compat.global_variables_initializer())
+            for variable in compat.global_variables():
+                if re.search("(beta|moving_mean|biases)$", variable.op.name):
+                    variable.load(rng.normal(0.0, 0.1, variable.shape).astype(np.float32), session)
+                elif re.search("(gamma|moving_variance)$", variable.op.name):
+                    variable.load(rng.uniform(0.5, 1.5, variable.shape).astype(np.float32), session)
+            compat.train.Saver().save(session, str(prefix), write_meta_graph=False)
+            return session.run(outputs)
+
+
+@pytest.fixture(scope="module")
+def slim():
+    """`save_slim` in a process of its own: Keras layers made in a graph invalidate those made outside it."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        yield lambda *args: process.submit(save_slim, *args).result()
+
+
+def test_slim_inception_v2_computes_the_same(models, slim, tmp_path):
+    pixels = images()
+    expected = slim("inception_v2", tmp_path / "inception_v2.ckpt", inception_v2.preprocess(pixels).numpy())
+    model = models("inception_v2")
+    report = import_weights(model, tmp_path / "inception_v2.ckpt")
+    assert set(report.restored) == backbone_of(model)
+    assert set(report.left) == {
+        "global_step",
+        "InceptionV2/Logits/Conv2d_1c_1x1/weights",
+        "InceptionV2/Logits/Conv2d_1c_1x1/biases",
+    }
+    # Slim's classifier has no scale in its batch norm, and in its first layer a bias and no batch norm.
+    names = {name for name, _ in tf.train.list_variables(str(tmp_path / "inception_v2.ckpt"))}
+    assert not any(name.endswith("gamma") for name in names)
+    assert "InceptionV2/Conv2d_1a_7x7/biases" in names
+    np.testing.assert_array_equal(
+        model.variables_by_path["feature_extractor/Mixed_3b/Branch_0/Conv2d_0a_1x1/BatchNorm/gamma"], 1.0
+    )
+    outputs = run_stages(model, inception_v2.preprocess(pixels))
+    for name, output in expected.items():
+        assert relative_error(outputs[name], output) < 1e-5, name
+
+
+def test_slim_resnet_computes_the_same(models, slim, tmp_path):
+    pixels = images()
+    expected = slim("resnet50", tmp_path / "resnet_v1_50.ckpt", resnet.preprocess(pixels).numpy())
+    model = models("resnet50", "slim")
+    report = import_weights(model, tmp_path / "resnet_v1_50.ckpt", "classification")
+    assert set(report.restored) == backbone_of(model)
+    assert set(report.left) == {
+        *("global_step", "resnet_v1_50/mean_rgb", "resnet_v1_50/logits/weights", "resnet_v1_50/logits/biases")
+    }
+    outputs = run_stages(model, resnet.preprocess(pixels))
+    assert relative_error(outputs["conv4"], expected["conv4"]) < 1e-5
+    np.testing.assert_array_equal(
+        model.variables_by_path["box_classifier/tower/conv5/block2/conv3/kernel"],
+        tf.train.load_variable(
+            str(tmp_path / "resnet_v1_50.ckpt"), "resnet_v1_50/block4/unit_2/bottleneck_v1/conv3/weights"
+        ),
+    )
+
+
+def oracle_module(shared):
+    spec = importlib.util.spec_from_file_location(
+        "seeded_checkpoint", shared / "oracle" / "seeded_checkpoint.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tf1_zoo_list_of_inception_v2_is_restored_whole(shared, tmp_path):
+    oracle = oracle_module(shared)
+    tsv = shared / "oracle" / "zoo" / INCEPTION_LIST
+    oracle.main(str(tsv), str(tmp_path / "model.ckpt"))
+    section, names = model_of(tmp_path / "model.ckpt")
+    assert section["feature_extractor"] == {"type": "inception_v2"}
+    assert names == [str(number) for number in range(1, 91)]
+    model = build("inception_v2", None, names)
+    report = import_weights(model, tmp_path / "model.ckpt")
+    assert (report.fresh, report.left) == ({}, {})
+    assert report.restored == api_names(model)
+    variables = model.variables_by_path
+    for path, name in report.restored.items():
+        np.testing.assert_array_equal(
+            variables[path], oracle.seeded_value(name, tuple(variables[path].shape))
+        )
+
+
+@pytest.mark.parametrize("depth", [50, 101])
+def test_tf1_zoo_resnets_are_restored_whole(models, tmp_path, depth):
+    model = models(f"resnet{depth}", "slim")
+    names = api_names(model)
+    first = "FirstStageFeatureExtractor/resnet_v1_{}/block{}/unit_{}/bottleneck_v1/conv3/weights"
+    assert first.format(depth, 3, {50: 6, 101: 23}[depth]) in names.values()
+    values = {
+        name: variable
+        for (path, variable), name in zip(model.variables_by_path.items(), names.values(), strict=True)
+    }
+    unused = f"FirstStageFeatureExtractor/resnet_v1_{depth}/block4/unit_1/bottleneck_v1/conv1/weights"
+    saver = tf.compat.v1.train.Saver(
+        {**values, unused: tf.Variable(tf.zeros(1)), "global_step": tf.Variable(1)}
+    )
+    saver.save(None, str(tmp_path / "model.ckpt"), write_meta_graph=False)
+    report = import_weights(model, tmp_path / "model.ckpt")
+    assert report.restored == names
+    assert set(report.left) == {unused, "global_step"}
+
+
+# ---- TF2 zoo
+
+
+@pytest.mark.parametrize("shared_box", [True, False])
+def test_the_tf2_zoo_list_of_resnet50_is_restored_whole(shared, tmp_path, shared_box):
+    oracle = oracle_module(shared)
+    tsv = (shared / "oracle" / "zoo" / RESNET_LIST).read_text()
+    if not shared_box:
+        tsv = re.sub(r"(_box_encoder_layers/1/\S+\t(?:2048,)?)4\n", r"\g<1>360\n", tsv)
+    (tmp_path / "list.tsv").write_text(tsv)
+    oracle.main(str(tmp_path / "list.tsv"), str(tmp_path / "ckpt-0"))
+    section, names = model_of(tmp_path / "ckpt-0")
+    assert section == {
+        "feature_extractor": {"type": "resnet50", "topology": "keras"},
+        "box_classifier": {"share_box_across_classes": shared_box},
+    }
+    model = build("resnet50", "keras", names, share_box_across_classes=shared_box)
+    report = import_weights(model, tmp_path / "ckpt-0")
+    assert (report.fresh, report.left) == ({}, {})
+    assert len(set(report.restored.values())) == len(report.restored) == 275
+    fine_tuned = build("resnet50", "keras", ["cat"], share_box_across_classes=shared_box)
+    report = import_weights(fine_tuned, tmp_path / "ckpt-0")
+    leaves = ("kernel", "bias")
+    fresh = {f"box_classifier/predictor/class_scores/{leaf}" for leaf in leaves}
+    if not shared_box:
+        # One class has one box, so only its number tells that the file's boxes are a class's own.
+        fresh |= {f"box_classifier/predictor/box_refinement/{leaf}" for leaf in leaves}
+    assert set(report.fresh) == fresh
+
+
+@pytest.mark.parametrize("depth", [101, 152])
+def test_tf2_zoo_numbers_layers_as_keras_does(models, depth):
+    theirs = getattr(tf_keras.applications, f"ResNet{depth}")(weights=None, include_top=False)
+    last = {101: "conv4_block23_out", 152: "conv4_block36_out"}[depth]
+    half = tf_keras.Model(theirs.input, theirs.get_layer(last).output)
+    numbered = [layer for layer in half.layers if layer.weights]
+    model = models(f"resnet{depth}", "keras")
+    slots = {"shortcut": 0, "conv1": 1, "conv2": 2, "conv3": 3}
+    first = "model/_feature_extractor_for_proposal_features/layer_with_weights-"
+    checked = set()
+    for path, key in tf2_zoo.key_names(model).items():
+        if not path.startswith("feature_extractor/"):
+            continue
+        _, stage, *rest = path.split("/")
+        name = stage if stage == "conv1" else f"{stage}_{rest[0]}_{slots[rest[1]]}"
+        number = int(key.removeprefix(first).split("/")[0])
+        assert numbered[number].name == name + ("_bn" if "BatchNorm" in path else "_conv"), path
+        checked.add(number)
+    assert checked == set(range(len(numbered)))
+
+
+def test_tf2_backbones_are_restored_for_classification(models, tmp_path):
+    """The numbering runs through both halves in the ResNet that the API saves whole."""
+    donor = models("resnet50", "keras")
+    layers = {}
+    number = 0
+    root = tf.Module()
+    names = tf2_zoo.key_names(donor)
+    backbone = {path: names[path] for path in backbone_of(donor)}
+    halves = ["_feature_extractor_for_proposal_features", "_feature_extractor_for_box_classifier_features"]
+    offset = {halves[0]: 0, halves[1]: 86}
+    variables = donor.variables_by_path
+    for path, key in backbone.items():
+        _, half, layer, leaf = key.split("/")
+        number = offset[half] + int(layer.removeprefix("layer_with_weights-"))
+        setattr(layers.setdefault(number, tf.train.Checkpoint()), leaf, variables[path])
+    for number, layer in layers.items():
+        setattr(root, f"layer_with_weights-{number}", layer)
+    path = tf.train.Checkpoint(feature_extractor=root).save(tmp_path / "ckpt")
+    report = import_weights(donor, path)
+    assert report.format == "Object Detection API, TF2 backbone"
+    assert set(report.restored) == set(backbone)
+    assert len(report.left) == 2
+
+
+def test_every_topology_is_told_from_the_layers(models):
+    """The same variables, but the sizes are halved elsewhere: an import must not mix them up."""
+    strides = {}
+    for topology in ("keras", "slim", "garden"):
+        stages = models("resnet50", topology).feature_extractor.stages
+        strides[topology] = [
+            (block.conv1.strides[0], block.conv2.strides[0])
+            for name in ("conv2", "conv3", "conv4")
+            for _, block in child_layers(stages[name])
+        ]
+    one, two = (1, 1), (1, 2)
+    assert strides["slim"] == [one, one, two, one, one, one, two, *[one] * 6]
+    assert strides["garden"] == [*[one] * 3, two, *[one] * 3, two, *[one] * 5]
+    assert strides["keras"] == [*[one] * 3, (2, 1), *[one] * 3, (2, 1), *[one] * 5]

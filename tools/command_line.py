@@ -1,0 +1,227 @@
+"""What every command shares: a quiet start, the options for configurations, and errors in one line.
+
+Import it before anything that imports TensorFlow.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# TensorFlow's C++ banner is written when its library is loaded: these must be set before.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from data.augment import Augmentation
+    from data.dataset import DetectionDataset
+    from detector.config import Config, FreezeStageConfig, Source
+    from detector.faster_rcnn import FasterRCNN
+    from detector.freeze import FreezePlan
+    from detector.freeze_schedule import FreezeSchedule
+
+DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "shapes.yaml"
+
+
+def run(main: Callable[[], int]) -> int:
+    """Call a command and turn what users can mend into one message and exit code 2."""
+    import tensorflow as tf
+
+    tf.get_logger().setLevel("ERROR")
+    try:
+        return main()
+    except BrokenPipeError:
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--config`, `--pipeline-config` and `--set`."""
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--config", type=Path, metavar="FILE", help="YAML (default: configs/shapes.yaml)")
+    source.add_argument(
+        "--pipeline-config", type=Path, metavar="FILE", help="an Object Detection API pipeline.config"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key, e.g. train.steps=500; may be repeated",
+    )
+
+
+def add_freeze_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--freeze`, `--train-only` and `--allow-fresh`."""
+    parser.add_argument(
+        "--freeze",
+        action="append",
+        metavar="SELECTOR",
+        help="freeze what matches: box_classifier, 'feature_extractor[:Mixed_4c]', 're:.*BatchNorm.*', none, "
+        "all_but:SELECTOR; several by commas or by repeating the option",
+    )
+    parser.add_argument(
+        "--train-only", action="append", metavar="SELECTOR", help="freeze everything that does not match"
+    )
+    parser.add_argument(
+        "--allow-fresh", action="store_true", help="allow freezing weights that no checkpoint gave a value"
+    )
+    parser.add_argument(
+        "--layers",
+        choices=["heads", "4+", "3+", "all"],
+        help="train the RPN and the box classifier, and of the feature extractor nothing, its stages from "
+        "the fourth or third block on, or all",
+    )
+    schedule = parser.add_mutually_exclusive_group()
+    schedule.add_argument(
+        "--unfreeze-at",
+        action="append",
+        metavar="STEP:SELECTOR",
+        help="from that step on train what matches too; may be repeated, in the order of the steps",
+    )
+    schedule.add_argument(
+        "--gradual", action="store_true", help="unfreeze from the top down in five equal spans"
+    )
+    schedule.add_argument(
+        "--linear-probe", action="store_true", help="a third for the predictor alone, then all at lr / 10"
+    )
+
+
+def load_config(arguments: argparse.Namespace, training: bool = True) -> "Config":
+    """Read the configuration that the options name, and lay the other options over it.
+
+    `training` false lets a pipeline.config pass whose training settings cannot be honoured.
+    """
+    from detector import config
+    from detector.selectors import split_selectors
+
+    overrides = list(arguments.set)
+    if getattr(arguments, "pipeline_config", None):
+        from detector.pipeline_config import format_notes, read_pipeline_config
+
+        loaded = read_pipeline_config(arguments.pipeline_config, training)
+        if loaded.notes:
+            print(f"{arguments.pipeline_config}: not taken over as it stands:", file=sys.stderr)
+            print(format_notes(loaded.notes), file=sys.stderr)
+        settings = config.override(loaded.values, overrides, origin=str(arguments.pipeline_config))
+    else:
+        settings = config.load(arguments.config or DEFAULT_CONFIG, overrides)
+
+    freeze = settings.freeze
+    changes: dict[str, object] = {}
+    if getattr(arguments, "freeze", None):
+        changes["freeze"] = tuple(split_selectors(arguments.freeze))
+    if getattr(arguments, "train_only", None):
+        changes["train_only"] = tuple(split_selectors(arguments.train_only))
+    if getattr(arguments, "allow_fresh", False):
+        changes["allow_fresh"] = True
+    if getattr(arguments, "layers", None):
+        changes["layers"] = arguments.layers
+    schedule: object = settings.freeze_schedule
+    if getattr(arguments, "gradual", False):
+        schedule = "gradual"
+    elif getattr(arguments, "linear_probe", False):
+        schedule = "linear_probe"
+    elif getattr(arguments, "unfreeze_at", None):
+        schedule = tuple(_unfreeze_stage(text) for text in arguments.unfreeze_at)
+    return settings.model_copy(
+        update={"freeze": freeze.model_copy(update=changes), "freeze_schedule": schedule}
+    )
+
+
+def _unfreeze_stage(text: str) -> "FreezeStageConfig":
+    from detector.config import FreezeStageConfig
+    from detector.selectors import split_selectors
+
+    step, separator, selectors = text.partition(":")
+    if not separator or not step.isdigit() or int(step) < 1 or not selectors:
+        raise ValueError(f"--unfreeze-at takes STEP:SELECTOR, like 500:box_classifier; got {text!r}")
+    return FreezeStageConfig(from_step=int(step), unfreeze=tuple(split_selectors(selectors)))
+
+
+def read_source(
+    source: "Source", class_names: Sequence[str] | None = None, num_classes: int | None = None
+) -> "DetectionDataset":
+    """Read the examples that a section of `data:` names.
+
+    A label map may leave gaps: COCO's has 80 names and ids up to 90, and published detectors have 90 classes.
+    `num_classes` fills them up with classes that nothing is labelled with.
+    """
+    from data.coco import read_coco
+    from data.shapes import read_shapes
+    from data.tfrecord import read_tfrecord
+    from data.voc import read_voc
+    from detector.label_map import read_label_map
+
+    if source.format == "coco":
+        return read_coco(source.annotations, source.images, class_names)
+    if source.format == "voc":
+        return read_voc(source.root, source.split, class_names)
+    if source.format == "tfrecord":
+        labels = read_label_map(source.label_map) if source.label_map else None
+        if labels is not None and num_classes is not None:
+            labels = {i: labels.get(i, f"(no class {i})") for i in range(1, num_classes + 1)} | labels
+        return read_tfrecord(source.path, labels, class_names)
+    return read_shapes(source.root, source.domain, source.split)
+
+
+def build_augmentation(config: "Config") -> "Augmentation | None":
+    """Return the augmentation of the training examples, or None if there is none."""
+    from data.augment import Augmentation
+
+    if not config.data.augment:
+        return None
+    return Augmentation(config.data.augment, min_visibility=config.data.min_visibility)
+
+
+def require_source(source: "Source | None", key: str) -> "Source":
+    """Return `source`, or say which key of the configuration is missing."""
+    if source is None:
+        raise ValueError(
+            f"the configuration names no data: set {key} (format: coco, voc, tfrecord or shapes)"
+        )
+    return source
+
+
+def print_dataset(console: "Console", dataset: "DetectionDataset") -> None:
+    """Print how many images a data set has, and what its labels had wrong."""
+    lines = [f"{dataset.name}: {len(dataset)} images", *dataset.report.lines()]
+    console.print("\n  ".join(lines), markup=False, soft_wrap=True)
+
+
+def print_plan(console: "Console", config: "Config", model: "FasterRCNN", plan: "FreezePlan") -> None:
+    """Print what trains, what is frozen, and what that is predicted to save of a training step."""
+    from detector.builder import build_resizer
+    from detector.cost import predicted_saving, stage_costs
+    from detector.plan_table import plan_table
+
+    saving = predicted_saving(stage_costs(model, build_resizer(config.model).nominal_hw), plan)
+    console.print(plan_table(plan, saving=f"{saving:.0%} of the arithmetic of a full training step"))
+
+
+def print_schedule(
+    console: "Console", config: "Config", model: "FasterRCNN", schedule: "FreezeSchedule"
+) -> None:
+    """Print the plan that training starts with, and what changes when."""
+    print_plan(console, config, model, schedule.stages[0].plan)
+    for number, stage in enumerate(schedule.stages[1:], start=2):
+        trained = stage.plan.summary().trained_parameters
+        factor = f", learning rate x {stage.lr_factor:g}" if stage.lr_factor != 1 else ""
+        parts = ", ".join(name for name, part in stage.plan.by_component().items() if part.trained_variables)
+        console.print(
+            f"from step {stage.from_step}, freeze stage {number}: "
+            f"trains {trained:,} parameters in {parts}{factor}",
+            markup=False,
+            soft_wrap=True,
+        )

@@ -1,0 +1,176 @@
+"""Fine-tune a detector with parts of it frozen, and prove that they stayed frozen.
+
+python tools/train.py --freeze box_classifier
+python tools/train.py --config configs/bccd.yaml --freeze 'feature_extractor[:Mixed_4c]'
+python tools/train.py --resume runs/shapes-001
+"""
+
+import argparse
+import itertools
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import command_line
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    command_line.add_config_options(parser)
+    command_line.add_freeze_options(parser)
+    parser.add_argument(
+        "--run", type=Path, metavar="DIR", help="the run's folder (default: runs/NAME-001, …)"
+    )
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with a run that was cut off")
+    parser.add_argument("--no-progress", action="store_true", help="print lines instead of a bar, for logs")
+    arguments = parser.parse_args(argv)
+    return command_line.run(lambda: _train(arguments))
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    import tensorflow as tf
+    from rich.console import Console
+
+    from data.pipeline import evaluation_batches, plain_errors, training_batches
+    from detector import checkpoint
+    from detector.builder import build_model, build_resizer
+    from detector.config import load
+    from detector.evaluate import Evaluator
+    from detector.experiment import prepare
+    from detector.freeze_schedule import FreezeSchedule
+    from detector.resizer import to_canvas
+    from detector.run_log import RunLog, environment
+    from detector.score_table import score_table
+    from detector.train import Interrupted, fit
+
+    console = Console(highlight=False)
+    if arguments.resume:
+        config = load(_resumable(arguments.resume))
+    else:
+        config = command_line.load_config(arguments)
+    if config.train.deterministic:
+        tf.config.experimental.enable_op_determinism()
+
+    train_set = command_line.read_source(
+        command_line.require_source(config.data.train, "data.train"),
+        config.data.class_names,
+        config.model.num_classes,
+    )
+    evaluation_set = (
+        command_line.read_source(config.data.evaluate, train_set.class_names, config.model.num_classes)
+        if config.data.evaluate
+        else None
+    )
+    for dataset in filter(None, (train_set, evaluation_set)):
+        command_line.print_dataset(console, dataset)
+
+    resume_from = None
+    if arguments.resume:
+        run = RunLog(arguments.resume)
+        assert run.last is not None
+        resume_from = checkpoint.read_info(run.last)
+        model = build_model(config.model, resume_from.class_names, seed=config.train.seed)
+        schedule = FreezeSchedule.from_dict(json.loads((run.folder / "plan.json").read_text()))
+        provenance = resume_from.provenance
+        console.print(f"resuming {run.folder} at step {resume_from.step}", markup=False, soft_wrap=True)
+    else:
+        experiment = prepare(config, train_set.class_names, images=len(train_set))
+        model, schedule, provenance = experiment.model, experiment.schedule, experiment.provenance
+        run = RunLog(_new_folder(arguments.run, arguments.config or arguments.pipeline_config))
+        run.write_text("config.yaml", config.to_yaml())
+        run.write_json("plan.json", schedule.to_dict())
+        run.write_json("environment.json", environment())
+
+    resizer = build_resizer(config.model)
+    command_line.print_schedule(console, config, model, schedule)
+    console.print(f"run folder: {run.folder}", markup=False, soft_wrap=True)
+
+    evaluator = None
+    if evaluation_set is not None:
+        evaluator = Evaluator(
+            model,
+            evaluation_batches(
+                evaluation_set, batch_size=config.evaluate.batch_size, resize=to_canvas(resizer)
+            ),
+            evaluation_set.coco_ground_truth(),
+        )
+    with plain_errors():
+        before = None
+        if evaluator is not None and config.train.evaluate_at_start and resume_from is None:
+            before = evaluator()
+            run.metrics(0, {f"evaluation/{name}": value for name, value in before.numbers().items()})
+            console.print(f"AP before training: {_shown(before.AP)}")
+        try:
+            result = fit(
+                model,
+                schedule,
+                training_batches(
+                    train_set,
+                    batch_size=config.train.batch_size,
+                    resize=to_canvas(resizer),
+                    augment=command_line.build_augmentation(config),
+                    seed=config.train.seed,
+                    start_step=resume_from.step if resume_from else 0,
+                ),
+                config,
+                run=run,
+                evaluate=evaluator,
+                categories=[{"id": c.id, "name": c.name} for c in train_set.categories],
+                provenance=provenance,
+                resume_from=resume_from,
+                show_progress=not arguments.no_progress and console.is_terminal,
+            )
+        except Interrupted as stop:
+            print(f"{stop}; to go on: python tools/train.py --resume {run.folder}", file=sys.stderr)
+            return 128 + signal.SIGINT
+
+    if evaluator is not None:
+        after = result.scores[result.step]
+        run.write_json("detections.json", evaluator.detections)
+        run.write_json("evaluation.json", after.to_dict())
+        console.print(
+            score_table(after, title=f"{evaluation_set.name if evaluation_set else ''}, step {result.step}")
+        )
+        if before is not None:
+            console.print(f"AP {_shown(before.AP)} before, {_shown(after.AP)} after")
+    console.print(result.proof.summary(), markup=False, soft_wrap=True)
+    console.print(f"next: python tools/export.py {run.folder}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _new_folder(wanted: Path | None, config: Path | None) -> Path:
+    if wanted is not None:
+        if (wanted / "config.yaml").exists():
+            raise ValueError(
+                f"{wanted} holds a run already; resume it with --resume {wanted}, or name another --run"
+            )
+        return wanted
+    name = (config or command_line.DEFAULT_CONFIG).stem
+    folders = (Path("runs") / f"{name}-{number:03d}" for number in itertools.count(1))
+    return next(folder for folder in folders if not folder.exists())
+
+
+def _resumable(folder: Path) -> Path:
+    from detector.run_log import RunLog
+
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(f"{folder} is no run's folder: it has no config.yaml")
+    if RunLog(folder).last is None:
+        raise ValueError(
+            f"{folder} was cut off before its first checkpoint; "
+            f"start it again with --config {folder}/config.yaml"
+        )
+    return folder / "config.yaml"
+
+
+def _shown(ap: float | None) -> str:
+    return "–" if ap is None else f"{ap:.3f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
