@@ -56,7 +56,9 @@ def test_other_classes_and_a_line_for_every_variable(source, capsys):
     assert sum(line.startswith("  restored ") for line in out) == 352
     assert "box_classifier: 95 restored, 4 fresh (3 classes in the file, 4 in the model)" in out
     info = checkpoint.read_info("out")
-    assert info.categories == [{"id": i, "name": n} for i, n in enumerate(["1", "cat", "3", "dog"], start=1)]
+    assert info.categories == [
+        {"id": i, "name": n} for i, n in enumerate(["(no class 1)", "cat", "(no class 3)", "dog"], start=1)
+    ]
     assert bias in info.provenance["box_classifier"]["fresh"]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import command_line
+import foreign_checkpoint
 
 if TYPE_CHECKING:
     from data.dataset import DetectionDataset
@@ -24,7 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a SavedModel, a checkpoint or a run")
+    parser.add_argument(
+        "model",
+        type=Path,
+        metavar="MODEL",
+        help="a SavedModel, a checkpoint, a run, or a checkpoint of another project",
+    )
     command_line.add_config_options(parser)
     parser.add_argument(
         "--output",
@@ -47,13 +53,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from detector.loading import find_checkpoint, is_run, place_beside, run_of
     from detector.score_table import score_table
 
+    source_model = foreign_checkpoint.as_own(arguments.model, arguments)
     model = (
-        arguments.model
-        if is_saved_model(arguments.model)
-        else find_checkpoint(arguments.model, arguments.checkpoint)
+        source_model if is_saved_model(source_model) else find_checkpoint(source_model, arguments.checkpoint)
     )
     for text in arguments.set:
-        if not text.startswith(("data.", "evaluate.")):
+        if source_model == arguments.model and not text.startswith(("data.", "evaluate.")):
             raise ValueError(f"--set {text}: the model is scored as it is; only data and evaluate can be set")
     run = run_of(model)
     if (
@@ -62,7 +67,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         and not (arguments.config or arguments.pipeline_config)
     ):
         arguments.config = run / "config.yaml"
-    config = command_line.load_config(arguments)
+    config = command_line.load_config(arguments, training=False)
     source = command_line.require_source(config.data.evaluate, "data.evaluate")
     dataset = command_line.read_source(source, config.data.class_names, config.model.num_classes)
     console = Console(highlight=False)
@@ -72,7 +77,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     evaluate = _evaluate_saved_model if is_saved_model(model) else _evaluate_checkpoint
     scores, detections = evaluate(model, dataset, config.evaluate.batch_size)
     output = arguments.output or (
-        arguments.model if is_run(arguments.model) else place_beside(arguments.model, "evaluation")
+        source_model if is_run(source_model) else place_beside(source_model, "evaluation")
     )
     output.mkdir(parents=True, exist_ok=True)
     page = {**scores.to_dict(), "model": str(model), "data": dataset.name}

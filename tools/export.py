@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import command_line
+import foreign_checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,7 +18,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a run's folder, or a checkpoint")
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help="a run's folder, a checkpoint, or one of another project"
+    )
+    command_line.add_config_options(parser)
     parser.add_argument(
         "--output",
         type=Path,
@@ -36,8 +40,13 @@ def _export(arguments: argparse.Namespace) -> int:
     from detector.export_check import ExportCheckError, check_export
     from detector.loading import find_checkpoint, load_checkpoint
 
-    checkpoint = find_checkpoint(arguments.model, arguments.checkpoint)
-    output = arguments.output or _default_output(arguments.model)
+    source = foreign_checkpoint.as_own(arguments.model, arguments)
+    if source == arguments.model and (arguments.config or arguments.pipeline_config or arguments.set):
+        raise ValueError(
+            f"{source} has its own configuration: leave --config, --pipeline-config and --set out"
+        )
+    checkpoint = find_checkpoint(source, arguments.checkpoint)
+    output = arguments.output or _default_output(source)
     model, resizer, info = load_checkpoint(checkpoint)
     print(f"checkpoint: {checkpoint}, step {info.step}")
     manifest = freeze_manifest(model, info)

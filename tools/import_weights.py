@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import command_line
+import foreign_checkpoint
 
 if TYPE_CHECKING:
-    from detector.config import ModelConfig
     from detector.weights.importing import ImportReport
 
 
@@ -48,60 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from detector import checkpoint
-    from detector.builder import build_model
-    from detector.weights.importing import import_weights
-
-    settings, categories = _model(arguments)
-    settings = settings.model_copy(update={"num_classes": None})  # the names say it
-    model = build_model(settings, list(categories.values()))
-    report = import_weights(model, arguments.source, arguments.type)
-    _print(report, arguments.verbose)
-    output = arguments.output or Path("build/imported") / _name(arguments.source)
-    if output.exists() and not checkpoint.is_checkpoint(output):
-        raise ValueError(f"{output} exists and is no checkpoint; name another folder with --output")
-    info = checkpoint.CheckpointInfo(
-        step=0,
-        categories=[{"id": identifier, "name": name} for identifier, name in categories.items()],
-        model=settings.model_dump(mode="json"),
-        provenance=report.provenance(),
+    output = arguments.output or foreign_checkpoint.default_output(arguments.source)
+    report = foreign_checkpoint.convert(
+        arguments.source,
+        arguments,
+        output,
+        arguments.type,
+        [name.strip() for name in arguments.class_names.split(",")] if arguments.class_names else (),
+        arguments.label_map,
     )
-    checkpoint.save(output, info, model.variables_by_path)
+    _print(report, arguments.verbose)
     print(f"wrote {output}")
     return 0
-
-
-def _model(arguments: argparse.Namespace) -> "tuple[ModelConfig, dict[int, str]]":
-    """Return the model's configuration and its classes by category id, from the options and the source."""
-    from detector import config
-    from detector.checkpoint import is_checkpoint, read_info
-    from detector.label_map import read_label_map
-    from detector.weights.importing import model_of
-
-    section, names = model_of(arguments.source)
-    if arguments.config or arguments.pipeline_config:
-        loaded = command_line.load_config(arguments)
-        settings, names = loaded.model, list(loaded.data.class_names or names)
-        if settings.num_classes and len(names) != settings.num_classes:
-            names = [str(number) for number in range(1, settings.num_classes + 1)]
-    else:
-        settings = config.override({"model": section}, arguments.set, str(arguments.source)).model
-    if arguments.label_map:
-        known = read_label_map(arguments.label_map)
-        # A class for every id up to the largest: published label maps have gaps where the predictor has none.
-        most = max(max(known), len(names) if names and names[-1] == str(len(names)) else 0)
-        return settings, {
-            identifier: known.get(identifier, str(identifier)) for identifier in range(1, most + 1)
-        }
-    if arguments.class_names:
-        names = [name.strip() for name in arguments.class_names.split(",")]
-    if not names:
-        raise ValueError(
-            f"{arguments.source} has no classes: name the model's with --class-names or --label-map"
-        )
-    if is_checkpoint(arguments.source) and names == (info := read_info(arguments.source)).class_names:
-        return settings, {category["id"]: category["name"] for category in info.categories}
-    return settings, dict(enumerate(names, start=1))
 
 
 def _print(report: "ImportReport", verbose: bool) -> None:
@@ -123,13 +81,6 @@ def _print(report: "ImportReport", verbose: bool) -> None:
 
 def _reasons(reasons: Counter[str]) -> str:
     return "; ".join(f"{count}: {why}" if len(reasons) > 1 else why for why, count in reasons.items())
-
-
-def _name(source: Path) -> str:
-    """Return a name for what is imported: files are often called model.ckpt, their folders seldom."""
-    if source.is_dir() or source.suffix in (".h5", ".hdf5"):
-        return source.stem if source.suffix else source.name
-    return source.resolve().parent.name or source.name
 
 
 if __name__ == "__main__":

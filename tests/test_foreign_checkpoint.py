@@ -1,0 +1,83 @@
+import argparse
+from pathlib import Path
+
+import foreign_checkpoint
+import pytest
+import tensorflow as tf
+
+from detector import checkpoint
+from detector.weights.object_detection_api import api_names
+
+PIPELINE = """
+model { faster_rcnn {
+  num_classes: 3
+  image_resizer { fixed_shape_resizer { height: 64 width: 64 } }
+  feature_extractor { type: 'faster_rcnn_inception_v2' }
+  first_stage_anchor_generator { grid_anchor_generator { scales: [0.5, 1.0] aspect_ratios: [0.5, 1, 2] } }
+  first_stage_box_predictor_conv_hyperparams {
+    op: CONV regularizer { l2_regularizer { weight: 0.0 } }
+    initializer { truncated_normal_initializer { stddev: 0.01 } }
+  }
+  first_stage_box_predictor_depth: 8
+  initial_crop_size: 8 maxpool_kernel_size: 2 maxpool_stride: 2
+  second_stage_box_predictor { mask_rcnn_box_predictor { fc_hyperparams {
+    op: FC regularizer { l2_regularizer { weight: 0.0 } }
+    initializer { variance_scaling_initializer { factor: 1.0 uniform: true mode: FAN_AVG } }
+  } } }
+  second_stage_post_processing {
+    batch_non_max_suppression { iou_threshold: 0.6 max_detections_per_class: 100 max_total_detections: 300 }
+    score_converter: SOFTMAX
+  }
+} }
+eval_input_reader { label_map_path: 'labels.pbtxt' tf_record_input_reader { input_path: 'val.record' } }
+"""
+LABELS = "item { id: 1 name: 'cat' } item { id: 3 name: 'dog' }"
+
+
+def options(**given):
+    return argparse.Namespace(**{"config": None, "pipeline_config": None, "set": [], **given})
+
+
+@pytest.fixture
+def zoo(tiny_config, tiny_model, tmp_path, monkeypatch):
+    """A TF1 detector for three classes, its pipeline.config and its label map, which has a gap."""
+    monkeypatch.chdir(tmp_path)
+    model = tiny_model()
+    names = api_names(model)
+    values = {names[path]: variable for path, variable in model.variables_by_path.items()}
+    tf.compat.v1.train.Saver(values).save(None, "zoo/model.ckpt", write_meta_graph=False)
+    Path("pipeline.config").write_text(PIPELINE)
+    Path("labels.pbtxt").write_text(LABELS)
+    Path("tiny.yaml").write_text(tiny_config().to_yaml())
+    return model
+
+
+def test_a_detector_of_another_project_becomes_a_checkpoint(zoo):
+    path = foreign_checkpoint.as_own(Path("zoo/model.ckpt"), options(config=Path("tiny.yaml")))
+    assert path == Path("build/imported/zoo")
+    assert checkpoint.read_info(path).class_names == ["1", "2", "3"]
+    assert foreign_checkpoint.as_own(path, options()) == path  # one of our own stays what it is
+
+
+def test_a_pipeline_config_names_the_classes_by_its_label_map(zoo):
+    arguments = options(
+        pipeline_config=Path("pipeline.config"),
+        set=[
+            "model.feature_extractor.depth_multiplier=0.1",
+            "model.feature_extractor.min_depth=4",
+            "model.anchors.base_size_hw=[32, 32]",
+        ],
+    )
+    info = checkpoint.read_info(foreign_checkpoint.as_own(Path("zoo/model.ckpt"), arguments))
+    assert [(category["id"], category["name"]) for category in info.categories] == [
+        (1, "cat"),
+        (2, "(no class 2)"),
+        (3, "dog"),
+    ]
+
+
+def test_half_a_detector_is_refused(zoo, tiny_config):
+    text = tiny_config("model.rpn.conv_depth=8").to_yaml()
+    Path("other.yaml").write_text(text.replace("class_names: null", "class_names: [cat, dog]"))
+    with pytest.raises(ValueError, match="does not hold the whole detector: 4 fresh"):
+        foreign_checkpoint.as_own(Path("zoo/model.ckpt"), options(config=Path("other.yaml")))
