@@ -35,7 +35,7 @@ IMAGE_COUNTS: Mapping[str, int] = {
 IMAGE_SIZE = 128
 """Height and width of every image, pixels."""
 
-_VERSION = 2  # raise it with every change to what is drawn: it names the folder
+_VERSION = 3  # raise it with every change to what is drawn: it names the folder
 _SEED = 20150604
 _EMPTY_PART = 0.04  # of the images show no object
 _STRIPED_PART = 0.6  # of the target domain's images

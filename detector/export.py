@@ -135,6 +135,7 @@ def freeze_manifest(model: FasterRCNN, info: CheckpointInfo) -> dict[str, Any]:
     proof.verify()
     return {
         "format": _MANIFEST_FORMAT,
+        "proofs": info.training.get("proofs", []),
         "step": info.step,
         "categories": info.categories,
         "model": info.model,

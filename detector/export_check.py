@@ -19,6 +19,10 @@ from detector.resizer import Resizer, to_canvas
 TOLERANCE = 1e-4
 """Of scores, and of coordinates as parts of the image: float32 sums, not always in one order."""
 
+AGREEING_PART = 0.95
+"""Of the rows, that must be within the tolerance.  Where two boxes overlap by almost exactly what suppression
+allows, or two scores are almost equal, the last digit decides which one is there: a row or two may differ."""
+
 _RELOAD = Path(__file__).with_name("reload_alone.py")
 
 Outputs = Mapping[str, np.ndarray]
@@ -29,27 +33,36 @@ class ExportCheckError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class ExportCheck:
-    """The largest difference of a score or coordinate by comparison, and how many detections there were."""
+class Agreement:
+    """The `part` of the rows within the tolerance, and the `largest` difference of a score or coordinate."""
 
-    differences: dict[str, float]
+    part: float
+    largest: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether enough rows agree."""
+        return self.part >= AGREEING_PART
+
+
+@dataclass(frozen=True)
+class ExportCheck:
+    """The agreement by comparison, and how many detections there were."""
+
+    agreements: dict[str, Agreement]
     detections: int
 
     @property
     def holds(self) -> bool:
-        """Whether every difference is within the tolerance."""
-        return all(difference <= TOLERANCE for difference in self.differences.values())
+        """Whether every comparison holds."""
+        return all(agreement.holds for agreement in self.agreements.values())
 
     def lines(self) -> list[str]:
         """Return one line a comparison, for people."""
         return [
-            f"{'ok ' if difference <= TOLERANCE else 'DIFFERS'} {name}: "
-            + (
-                "the numbers of detections differ"
-                if np.isinf(difference)
-                else f"largest difference {difference:.1e}"
-            )
-            for name, difference in self.differences.items()
+            f"{'ok     ' if agreement.holds else 'DIFFERS'} {name}: {agreement.part:.1%} of the rows agree, "
+            f"largest difference {agreement.largest:.1e}"
+            for name, agreement in self.agreements.items()
         ]
 
 
@@ -90,16 +103,16 @@ def check_export(
         for name in cases
     }
     ids = np.array(label_map_ids(categories), np.float32)
-    differences = {
-        f"{name}, against the live model": _difference(
+    agreements = {
+        f"{name}, against the live model": _agreement(
             reloaded[name], _live_tables(model, resizer, images, ids)
         )
         for name, (_, _, images) in cases.items()
     }
-    differences["the two signatures, against each other"] = _difference(
+    agreements["the two signatures, against each other"] = _agreement(
         reloaded["a batch of two"], reloaded["a batch of two, encoded"]
     )
-    return ExportCheck(differences, sum(len(table) for tables in reloaded.values() for table in tables[::2]))
+    return ExportCheck(agreements, sum(len(table) for tables in reloaded.values() for table in tables[::2]))
 
 
 def _run_alone(saved_model: str | Path, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -158,20 +171,22 @@ def _live_tables(
     return tables
 
 
-def _difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> float:
-    """Return the largest distance of a row of a table to its nearest in the other's, in any column.
+def _agreement(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> Agreement:
+    """Compare tables row by row, each with its nearest row in the other's table, in both directions.
 
-    The order of rows does not count: scores that differ in the last bit may change places.  Infinite where
-    the tables have other lengths.
+    The order of rows does not count: scores that differ in the last bit may change places.
     """
-    largest = 0.0
+    distances = [np.zeros(0)]
     for one, other in zip(first, second, strict=True):
-        if one.shape != other.shape:
-            return float("inf")
-        if len(one):
-            distances = np.abs(one[:, np.newaxis] - other[np.newaxis]).max(axis=2)
-            largest = max(largest, distances.min(axis=0).max(), distances.min(axis=1).max())
-    return float(largest)
+        if not (len(one) and len(other)):
+            distances.append(np.full(len(one) + len(other), np.inf))
+            continue
+        apart = np.abs(one[:, np.newaxis] - other[np.newaxis]).max(axis=2)
+        distances += [apart.min(axis=0), apart.min(axis=1)]
+    joined = np.concatenate(distances)
+    if not len(joined):
+        return Agreement(1.0, 0.0)
+    return Agreement(float(np.mean(joined <= TOLERANCE)), float(joined.max()))
 
 
 def _made_up_images(count: int, size_hw: tuple[int, int]) -> list[np.ndarray]:

@@ -228,7 +228,7 @@ class FreezePlan:
                 train_only=dict(manifest["train_only"]),
                 allow_fresh=manifest["allow_fresh"],
                 batch_norm=manifest["batch_norm"],
-                unfreeze=dict(manifest["unfreeze"]),
+                unfreeze=dict(manifest.get("unfreeze", {})),
             )
             digest = manifest["digest"]
         except (KeyError, TypeError, ValueError) as error:

@@ -94,6 +94,8 @@ def compare(
     Raises:
         ValueError: the reference lacks an input, or holds more than one image.
     """
+    # Without it the threads of crop_and_resize's gradient overwrite each other, on a CPU.
+    tf.config.experimental.enable_op_determinism()
     inputs = _read_inputs(reference, resizer)
     ours = _inference(model, inputs, reference)
     if any(key.startswith("train/") for key in reference):

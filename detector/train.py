@@ -138,6 +138,8 @@ def fit(
 ) -> FitResult:
     """Train what the plan trains.
 
+    With `train.deterministic` TensorFlow's deterministic operations are switched on, for the whole process.
+
     Args:
         model: with its starting weights.
         plan: of this model, or a schedule of several; applied here.
@@ -158,6 +160,8 @@ def fit(
         ValueError: `batches` ended before the last step, or a selector of `lr_factors` matches nothing.
     """
     settings = config.train
+    if settings.deterministic:
+        tf.config.experimental.enable_op_determinism()
     schedule = plan if isinstance(plan, FreezeSchedule) else FreezeSchedule.of(plan)
     categories = categories or [{"id": i + 1, "name": name} for i, name in enumerate(model.class_names)]
     provenance = provenance or {}

@@ -3,8 +3,11 @@ from pathlib import Path
 import pytest
 
 from detector.config import Config, ConfigError, load, override
+from detector.sweep import is_sweep
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CONFIGS = [
+    path for path in sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")) if not is_sweep(path)
+]
 
 
 def write(path, text):

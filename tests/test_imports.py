@@ -11,7 +11,7 @@ FILES = [path for folder in ("detector", "data", "tools") for path in sorted((RO
 
 # From the top to the bottom; a module may import from lower rows, and from its own.
 LAYERS = [
-    {"train", "evaluate", "export", "experiment"},
+    {"train", "evaluate", "export", "experiment", "diagnose", "plan_record", "sweep"},
     {"freeze", "checkpoint", "run_log", "freeze_proof", "weights"},
     {"faster_rcnn"},
     {"rpn", "box_classifier", "feature_extractors"},

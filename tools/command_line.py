@@ -69,7 +69,8 @@ def add_freeze_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="SELECTOR",
         help="freeze what matches: box_classifier, 'feature_extractor[:Mixed_4c]', 're:.*BatchNorm.*', none, "
-        "all_but:SELECTOR; several by commas or by repeating the option",
+        "all_but:SELECTOR, or auto for what tools/diagnose.py suggests; several by commas or by repeating "
+        "the option",
     )
     parser.add_argument(
         "--train-only", action="append", metavar="SELECTOR", help="freeze everything that does not match"

@@ -24,8 +24,19 @@ def as_own(model: Path, arguments: argparse.Namespace) -> Path:
     from detector.export import is_saved_model
     from detector.loading import is_run
 
-    if is_saved_model(model) or is_checkpoint(model) or is_run(model):
-        return model
+    holds_weights = model.is_file() or any(model.glob("*.index"))
+    if (
+        is_saved_model(model)
+        or is_checkpoint(model)
+        or is_run(model)
+        or (model.is_dir() and not holds_weights)
+    ):
+        return model  # what is wrong with a folder of something else is said where it is read
+    if not model.exists() and not model.with_name(f"{model.name}.index").exists():
+        raise FileNotFoundError(
+            f"there is nothing at {model}; expected a SavedModel, a checkpoint, a run's folder, or "
+            "the weights of another project"
+        )
     output = default_output(model)
     report = convert(model, arguments, output, kind="full")
     if report.fresh:

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    import tensorflow as tf
+    from diagnose import resolve_auto
     from rich.console import Console
 
     from data.pipeline import evaluation_batches, plain_errors, training_batches
@@ -53,9 +53,6 @@ def _train(arguments: argparse.Namespace) -> int:
         config = load(_resumable(arguments.resume))
     else:
         config = command_line.load_config(arguments)
-    if config.train.deterministic:
-        tf.config.experimental.enable_op_determinism()
-
     train_set = command_line.read_source(
         command_line.require_source(config.data.train, "data.train"),
         config.data.class_names,
@@ -79,7 +76,9 @@ def _train(arguments: argparse.Namespace) -> int:
         provenance = resume_from.provenance
         console.print(f"resuming {run.folder} at step {resume_from.step}", markup=False, soft_wrap=True)
     else:
-        experiment = prepare(config, train_set.class_names, images=len(train_set))
+        # The run keeps the configuration as given, `--freeze auto` included; the plan says what came of it.
+        resolved = resolve_auto(config, train_set, console)
+        experiment = prepare(resolved, train_set.class_names, images=len(train_set))
         model, schedule, provenance = experiment.model, experiment.schedule, experiment.provenance
         run = RunLog(_new_folder(arguments.run, arguments.config or arguments.pipeline_config))
         run.write_text("config.yaml", config.to_yaml())
@@ -130,7 +129,8 @@ def _train(arguments: argparse.Namespace) -> int:
             return 128 + signal.SIGINT
 
     if evaluator is not None:
-        after = result.scores[result.step]
+        # A run that was cut off after its last step has a checkpoint and no scores yet.
+        after = result.scores.get(result.step) or evaluator()
         run.write_json("detections.json", evaluator.detections)
         run.write_json("evaluation.json", after.to_dict())
         console.print(
