@@ -132,3 +132,17 @@ def test_a_users_mistake_is_one_line(arguments, message, config, tmp_path, capsy
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and "Traceback" not in error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_is_one_message(config, tmp_path, capsys):
+    run = tmp_path / "run"
+    steep = [
+        "train.learning_rate={schedule: constant, base: 1e30}",
+        "train.clip_norm=null",
+        "data.evaluate=null",
+    ]
+    options = [part for text in steep for part in ("--set", text)]
+    assert train_tool.main(["--config", str(config), "--run", str(run), "--no-progress", *options]) == 1
+    error = capsys.readouterr().err
+    assert re.match(r"error: step \d+: a loss is not finite \(.*images \[\d+, \d+\]", error)
+    assert "Traceback" not in error

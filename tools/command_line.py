@@ -30,8 +30,14 @@ DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "shapes.yaml"
 
 
 def run(main: Callable[[], int]) -> int:
-    """Call a command and turn what users can mend into one message and exit code 2."""
+    """Call a command and turn its errors into one message.
+
+    Exit code 2 is for what the user asked for, 1 for a run that failed.
+    """
     import tensorflow as tf
+
+    from detector.freeze_proof import FreezeProofError
+    from detector.train import NonFiniteLossError
 
     tf.get_logger().setLevel("ERROR")
     try:
@@ -41,6 +47,9 @@ def run(main: Callable[[], int]) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (NonFiniteLossError, FreezeProofError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
