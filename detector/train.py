@@ -236,7 +236,9 @@ def fit(
             stage = schedule.index_at(at.step)
             if step is None or stage != at.stage:
                 if at.stage is not None:
-                    at = replace(at, proofs=[*at.proofs, prove_stage().to_dict()])
+                    proof = prove_stage()
+                    at = replace(at, proofs=[*at.proofs, proof.to_dict()])
+                    progress.note(proof.summary())
                     progress.note(f"step {at.step}: freeze stage {stage + 1} of {len(schedule.stages)}")
                 at = replace(at, stage=stage, frozen_digests=digests(frozen_in(stage)))
                 step = traced_step(stage)
