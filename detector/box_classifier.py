@@ -42,7 +42,8 @@ class Predictor(tf_keras.layers.Layer):
         self, features: tf.Tensor, training: bool = False, seed: tf.Tensor | None = None
     ) -> BoxPredictions:
         """Return the predictions for tower features [K, h, w, depth]; `seed` int32 [2] keys the dropout."""
-        pooled = tf.reduce_mean(features, axis=[1, 2])
+        # In float32: a mean of bfloat16 values has more digits than they do.
+        pooled = tf.reduce_mean(tf.cast(features, tf.float32), axis=[1, 2])
         if training and self._dropout_rate:
             pooled = tf.nn.experimental.stateless_dropout(pooled, rate=self._dropout_rate, seed=seed)
         return BoxPredictions(
@@ -80,7 +81,7 @@ def crop_features(
     normalized = boxes_yxyx / tf.cast(tf.concat([canvas_hw, canvas_hw], axis=0), tf.float32)
     batch, per_image = tf.shape(boxes_yxyx)[0], tf.shape(boxes_yxyx)[1]
     return tf.image.crop_and_resize(
-        features,
+        tf.cast(features, tf.float32),  # it takes no bfloat16, and gives float32 whatever it takes
         tf.reshape(normalized, [-1, 4]),
         tf.repeat(tf.range(batch), per_image),
         [crop_size, crop_size],
@@ -94,10 +95,13 @@ def draw_proposals(
     *,
     batch_size: int,
     positive_fraction: float,
-) -> Proposals:
+) -> tuple[Proposals, sampling.Draw]:
     """Draw the balanced minibatch of proposals that the second stage trains on, in their order.
 
     The ground-truth boxes are not among the candidates: neither are they in the original.
+
+    Returns:
+        The S drawn proposals, and which rows of `proposals` they are.
     """
     matches = _match_proposals(proposals, truth)
     is_candidate = _is_proposal(proposals) & (matches != sampling.IGNORED)
@@ -106,7 +110,7 @@ def draw_proposals(
         draw.is_drawn[..., tf.newaxis], tf.gather(proposals.boxes_yxyx, draw.indices, batch_dims=1), 0.0
     )
     scores = tf.where(draw.is_drawn, tf.gather(proposals.scores, draw.indices, batch_dims=1), 0.0)
-    return Proposals(drawn, scores, tf.reduce_sum(tf.cast(draw.is_drawn, tf.int32), axis=1))
+    return Proposals(drawn, scores, tf.reduce_sum(tf.cast(draw.is_drawn, tf.int32), axis=1)), draw
 
 
 def box_classifier_losses(

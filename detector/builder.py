@@ -1,6 +1,7 @@
 """From a configuration to a model: the one place where settings become constructor arguments."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import tensorflow as tf
@@ -11,9 +12,18 @@ from detector.box_classifier import BoxClassifier, Predictor
 from detector.component import Component
 from detector.config import FeatureExtractorConfig, FixedShapeConfig, ModelConfig
 from detector.faster_rcnn import BoxClassifierSettings, FasterRCNN, RpnSettings
-from detector.feature_extractors import inception_v2, resnet
+from detector.feature_extractors import inception_resnet_v2, inception_v2, inception_v3, resnet
 from detector.resizer import FixedShapeResizer, KeepAspectRatioResizer, Resizer
 from detector.rpn import Rpn
+
+# tf_keras's dtype policy by precision: in what layers compute.  Variables are float32 under both.
+_POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+
+_INCEPTIONS: dict[str, Any] = {
+    "inception_v2": inception_v2,
+    "inception_v3": inception_v3,
+    "inception_resnet_v2": inception_resnet_v2,
+}
 
 
 def build_model(config: ModelConfig, class_names: Sequence[str], seed: int = 0) -> FasterRCNN:
@@ -30,23 +40,27 @@ def build_model(config: ModelConfig, class_names: Sequence[str], seed: int = 0) 
             f"{', '.join(class_names)}; leave num_classes out or mend the label map"
         )
     tf_keras.utils.set_random_seed(seed)
-    first_stage, tower, preprocess = _feature_extractor(config.feature_extractor)
     anchor_grid = AnchorGrid(**config.anchors.model_dump())
     rpn = config.rpn.model_dump()
     box_classifier = config.box_classifier.model_dump()
     for settings in (rpn, box_classifier):
         settings.pop("l2")  # of training, not of the model
+    with _layers_computing_in(config.precision):
+        first_stage, tower, preprocess = _feature_extractor(config.feature_extractor)
+        rpn_component = Rpn(
+            anchor_grid.per_cell, conv_depth=rpn.pop("conv_depth"), kernel_size=rpn.pop("kernel_size")
+        )
+        predictor = Predictor(
+            len(class_names),
+            share_box_across_classes=box_classifier.pop("share_box_across_classes"),
+            dropout_rate=box_classifier.pop("dropout_rate"),
+        )
+        second_stage = BoxClassifier(tower, predictor)
+    # Outside: the model takes pixels and does the arithmetic of boxes, both in float32.
     model = FasterRCNN(
         first_stage,
-        Rpn(anchor_grid.per_cell, conv_depth=rpn.pop("conv_depth"), kernel_size=rpn.pop("kernel_size")),
-        BoxClassifier(
-            tower,
-            Predictor(
-                len(class_names),
-                share_box_across_classes=box_classifier.pop("share_box_across_classes"),
-                dropout_rate=box_classifier.pop("dropout_rate"),
-            ),
-        ),
+        rpn_component,
+        second_stage,
         preprocess=preprocess,
         class_names=class_names,
         anchor_grid=anchor_grid,
@@ -76,12 +90,23 @@ def _feature_extractor(
         )
         if value is not None
     }
-    if config.type == "inception_v2":
+    if inception := _INCEPTIONS.get(config.type):
         width = {"depth_multiplier": config.depth_multiplier, "min_depth": config.min_depth, **batch_norm}
-        return inception_v2.first_stage(**width), inception_v2.tower(**width), inception_v2.preprocess
+        return inception.first_stage(**width), inception.tower(**width), inception.preprocess
     depth = int(config.type.removeprefix("resnet"))
     shape = {"topology": config.topology, **batch_norm}
     return resnet.first_stage(depth, **shape), resnet.tower(depth, **shape), resnet.preprocess
+
+
+@contextmanager
+def _layers_computing_in(precision: str) -> Iterator[None]:
+    """Within it, layers are made to compute in `precision`."""
+    before = tf_keras.mixed_precision.global_policy()
+    tf_keras.mixed_precision.set_global_policy(_POLICIES[precision])
+    try:
+        yield
+    finally:
+        tf_keras.mixed_precision.set_global_policy(before)
 
 
 def _create_variables(model: FasterRCNN) -> None:

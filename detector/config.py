@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 
 class ConfigError(ValueError):
@@ -25,9 +25,11 @@ class Section(BaseModel):
 
 
 class FeatureExtractorConfig(Section):
-    """Which network computes the features; width is Inception's alone, `topology` ResNet's."""
+    """Which network computes the features; width is the Inceptions' alone, `topology` the ResNets'."""
 
-    type: Literal["inception_v2", "resnet50", "resnet101", "resnet152"] = "inception_v2"
+    type: Literal[
+        "inception_v2", "inception_v3", "inception_resnet_v2", "resnet50", "resnet101", "resnet152"
+    ] = "inception_v2"
     depth_multiplier: float = Field(1.0, gt=0)
     min_depth: int = Field(16, ge=1)
     topology: Literal["keras", "slim", "garden"] = "keras"
@@ -105,6 +107,9 @@ class BoxClassifierConfig(Section):
     max_detections: int = Field(300, ge=1)
 
 
+Precision = Literal["float32", "bfloat16"]
+
+
 class ModelConfig(Section):
     """The detector."""
 
@@ -117,8 +122,23 @@ class ModelConfig(Section):
     box_classifier: BoxClassifierConfig = BoxClassifierConfig()
     # `auto`: fixed statistics where weights are restored, updated ones where training starts from scratch.
     batch_norm: Literal["auto", "fixed", "update"] = "auto"
+    # What convolutions and dense layers compute in; variables are float32 either way.
+    precision: Precision = "float32"
     # Only checked against the data set's classes; the data decides.
     num_classes: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _crops_fit_the_tower(self) -> "ModelConfig":
+        crops = self.box_classifier
+        side = (crops.crop_size - crops.pool_size) // crops.pool_stride + 1
+        # Their towers' 3x3 convolutions pad nothing.
+        if self.feature_extractor.type in ("inception_v3", "inception_resnet_v2") and side < 3:
+            raise ValueError(
+                f"the tower of {self.feature_extractor.type} needs pooled crops of at least 3x3 cells, but "
+                f"crop_size {crops.crop_size}, pool_size {crops.pool_size} and pool_stride "
+                f"{crops.pool_stride} make {side}x{side}; raise box_classifier.crop_size"
+            )
+        return self
 
 
 class CocoSource(Section):
@@ -237,6 +257,13 @@ class TrainConfig(Section):
     evaluate_at_start: bool = True
     checkpoint_every: int = Field(500, ge=1)
     keep_checkpoints: int = Field(3, ge=1)
+    # `features`: what comes before all that moves is computed once for each example, kept, and trained from.
+    cache: Literal["none", "features"] = "none"
+    # Augmentations of an image, shown in turn from epoch to epoch; a new one each time where it is left out.
+    views: int | None = Field(None, ge=1)
+    cache_folder: Path = Path("build/features")
+    cache_limit_gb: float = Field(20.0, gt=0)
+    cache_storage: Literal["float32", "float16"] = "float32"
     # Stop after this many evaluations without a better AP.
     patience: int | None = Field(None, ge=1)
     log_every: int = Field(10, ge=1)
@@ -285,6 +312,14 @@ class FreezeStageConfig(Section):
         return self
 
 
+# A preset's name, or a list of stages; the tags keep the errors of the one out of those of the other.
+FreezeScheduleConfig = Annotated[
+    Annotated[Literal["gradual", "linear_probe"], Tag("preset")]
+    | Annotated[tuple[FreezeStageConfig, ...], Tag("stages")],
+    Discriminator(lambda value: "preset" if isinstance(value, str) else "stages"),
+]
+
+
 class EvaluateConfig(Section):
     """How to score."""
 
@@ -297,9 +332,25 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     freeze: FreezeConfig = FreezeConfig()
-    freeze_schedule: Literal["gradual", "linear_probe"] | tuple[FreezeStageConfig, ...] = ()
+    freeze_schedule: FreezeScheduleConfig = ()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _examples_can_be_cached(self) -> "Config":
+        train, resizer = self.train, self.model.resizer
+        if train.cache == "none":
+            return self
+        if self.data.augment and train.views is None:
+            raise ValueError(
+                "train.cache: features keeps a fixed number of augmentations of each image: set train.views"
+            )
+        if isinstance(resizer, KeepAspectRatioConfig) and not resizer.pad and train.batch_size > 1:
+            raise ValueError(
+                "train.cache: features with train.batch_size above 1 needs one canvas for all images: set "
+                "model.resizer.pad, or kind: fixed_shape"
+            )
+        return self
 
     def to_yaml(self) -> str:
         """Return the whole configuration, defaults included, as YAML that `load` reads back."""
@@ -387,7 +438,7 @@ def _parse_override(text: str) -> dict[str, Any]:
 def _explain(issue: Mapping[str, Any]) -> str:
     location = [str(part) for part in issue["loc"]]
     # The tags of discriminated unions are part of pydantic's location, but no key of the file.
-    known_tags = {"fixed_shape", "keep_aspect_ratio", "coco", "voc", "tfrecord", "shapes"}
+    known_tags = {"fixed_shape", "keep_aspect_ratio", "coco", "voc", "tfrecord", "shapes", "preset", "stages"}
     location = [part for part in location if part not in known_tags]
     key = ".".join(location)
     if issue["type"] == "extra_forbidden":

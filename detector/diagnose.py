@@ -362,7 +362,7 @@ def _found_by_proposals(model: FasterRCNN, batch: Batch) -> tuple[tf.Tensor, tf.
 
 def _channel_moments(tensor: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Return mean and variance by channel of [..., depth], and over how many values each is."""
-    mean, variance = tf.nn.moments(tensor, axes=list(range(tensor.shape.rank - 1)))
+    mean, variance = tf.nn.moments(tf.cast(tensor, tf.float32), axes=list(range(tensor.shape.rank - 1)))
     return mean, variance, tf.size(tensor) // tf.shape(tensor)[-1]
 
 

@@ -55,12 +55,17 @@ def prepare(config: Config, class_names: Sequence[str], images: int | None = Non
     restore = config.train.restore
     imported = import_weights(model, restore.path, kind=restore.type) if restore.path else None
     rows = rows_of(model.components, imported.restored if imported else (), api_names(model))
-    return Experiment(model, _schedule(config, rows, imported is not None, images), imported)
+    return Experiment(model, schedule_of(config, rows, imported is not None, images), imported)
 
 
-def _schedule(
-    config: Config, rows: Sequence[VariableRow], is_restored: bool, images: int | None
+def schedule_of(
+    config: Config, rows: Sequence[VariableRow], is_restored: bool, images: int | None = None
 ) -> FreezeSchedule:
+    """Resolve a configuration's freeze schedule against the rows of its model.
+
+    `is_restored` says whether a checkpoint gave the model its values; `images` is as in `prepare`, and so are
+    the errors.
+    """
     batch_norm = config.model.batch_norm
     if batch_norm == "auto":
         # A few images a step make poor statistics: restored ones are kept; scratch has to make its own.

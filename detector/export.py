@@ -38,7 +38,7 @@ from detector import boxes
 from detector.box_classifier import BoxPredictions
 from detector.checkpoint import CheckpointInfo
 from detector.digest import digests
-from detector.faster_rcnn import FasterRCNN, canvas_hw
+from detector.faster_rcnn import FasterRCNN, height_and_width
 from detector.freeze_proof import prove
 from detector.label_map import write_label_map
 from detector.resizer import Resizer, to_canvas
@@ -121,11 +121,20 @@ def label_map_ids(categories: Sequence[Mapping[str, Any]]) -> list[int]:
     return list(range(1, len(ids) + 1))
 
 
+def export_settings(model: FasterRCNN) -> dict[str, Any]:
+    """Return what may differ between the exports of one checkpoint: `precision` and `max_proposals`."""
+    return {
+        "precision": model.feature_extractor.compute_dtype,
+        "max_proposals": model.rpn_settings.max_proposals,
+    }
+
+
 def freeze_manifest(model: FasterRCNN, info: CheckpointInfo) -> dict[str, Any]:
     """Return what `freeze_manifest.json` says of a model restored from the checkpoint that `info` is about.
 
     `proof` compares the frozen variables as they were before training with those that are exported, and
-    `digests` has the SHA-256 of every exported variable by path.
+    `digests` has the SHA-256 of every exported variable by path.  `model` is the configuration as trained,
+    `export` what holds of the exported model instead: see `export_settings`.
 
     Raises:
         FreezeProofError: a frozen variable moved.
@@ -139,6 +148,7 @@ def freeze_manifest(model: FasterRCNN, info: CheckpointInfo) -> dict[str, Any]:
         "step": info.step,
         "categories": info.categories,
         "model": info.model,
+        "export": export_settings(model),
         "plan": info.plan,
         "provenance": info.provenance,
         "proof": proof.to_dict(),
@@ -164,7 +174,7 @@ def serving_functions(model: FasterRCNN, resizer: Resizer, ids: Sequence[int]) -
     def detect(canvas: tf.Tensor, size_hw: tf.Tensor) -> dict[str, tf.Tensor]:
         first = model.first_stage(canvas)
         proposals = model.propose(first, size_hw)
-        predictions = model.second_stage(first.features, proposals, canvas_hw(canvas))
+        predictions = model.second_stage(first.features, proposals, height_and_width(canvas))
         found = model.detections(predictions, proposals, size_hw)
         raw_boxes_yxyx, raw_scores = _raw_detections(predictions, proposals, size_hw)
         return {

@@ -1,10 +1,14 @@
-"""The check of an export: a fresh process without this package must detect what the live model detects."""
+"""The check of an export: a fresh process without this package must detect what the live model detects.
+
+Where the export differs on purpose from what was trained (in its precision, or with fewer proposals), a
+second check says what that costs: the AP of both, and the interval of their difference.
+"""
 
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +16,21 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from detector.box_classifier import BoxPredictions
 from detector.export import ENCODED_SIGNATURE, IMAGES_SIGNATURE, label_map_ids
-from detector.faster_rcnn import FasterRCNN
+from detector.faster_rcnn import FasterRCNN, height_and_width
+from detector.paired_interval import (
+    CONFIDENCE,
+    Interval,
+    average_precision,
+    draw_images,
+    match_detections,
+    mean_over_classes,
+    paired_interval,
+)
 from detector.resizer import Resizer, to_canvas
+from detector.rpn import Proposals
+from detector.suppression import Suppressed
 
 TOLERANCE = 1e-4
 """Of scores, and of coordinates as parts of the image: float32 sums, not always in one order."""
@@ -26,6 +42,7 @@ allows, or two scores are almost equal, the last digit decides which one is ther
 _RELOAD = Path(__file__).with_name("reload_alone.py")
 
 Outputs = Mapping[str, np.ndarray]
+LiveDetect = Callable[[tf.Tensor, tf.Tensor], tuple[Proposals, BoxPredictions, Suppressed]]
 
 
 class ExportCheckError(RuntimeError):
@@ -103,9 +120,10 @@ def check_export(
         for name in cases
     }
     ids = np.array(label_map_ids(categories), np.float32)
+    live = _live_graph(model)
     agreements = {
         f"{name}, against the live model": _agreement(
-            reloaded[name], _live_tables(model, resizer, images, ids)
+            reloaded[name], _live_tables(live, resizer, images, ids)
         )
         for name, (_, _, images) in cases.items()
     }
@@ -113,6 +131,49 @@ def check_export(
         reloaded["a batch of two"], reloaded["a batch of two, encoded"]
     )
     return ExportCheck(agreements, sum(len(table) for tables in reloaded.values() for table in tables[::2]))
+
+
+@dataclass(frozen=True)
+class ScoreChange:
+    """The AP of a checkpoint `as_trained` and `as_exported`, and the interval of the second less the first.
+
+    All are None where the `images` have no labels.
+    """
+
+    images: int
+    as_trained: float | None
+    as_exported: float | None
+    difference: Interval | None
+
+    def line(self) -> str:
+        """Return it in one line, for people."""
+        if self.difference is None:
+            return f"no AP: the {self.images} images have no labels"
+        return (
+            f"AP {self.as_trained:.3f} as trained, {self.as_exported:.3f} as exported: "
+            f"{self.difference.difference:+.3f}, {CONFIDENCE:.0%} interval {self.difference.low:+.3f} to "
+            f"{self.difference.high:+.3f} over {self.images} images"
+        )
+
+
+def score_change(
+    ground_truth: Mapping[str, Any],
+    as_trained: Sequence[Mapping[str, Any]],
+    as_exported: Sequence[Mapping[str, Any]],
+) -> ScoreChange:
+    """Compare two sets of detections on the same images, COCO results, by AP.
+
+    Raises ValueError for what `coco_metrics.score` refuses.
+    """
+    images = len(ground_truth["images"])
+    draws = np.concatenate([np.ones([1, images], int), draw_images(images)])
+    before, after = (
+        mean_over_classes(average_precision(match_detections(ground_truth, detections), draws))
+        for detections in (as_trained, as_exported)
+    )
+    if np.isnan(before[0]):
+        return ScoreChange(images, None, None, None)
+    return ScoreChange(images, float(before[0]), float(after[0]), paired_interval([after], [before]))
 
 
 def _run_alone(saved_model: str | Path, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -145,8 +206,27 @@ def _tables(outputs: Outputs) -> list[np.ndarray]:
     return tables
 
 
+def _live_graph(model: FasterRCNN) -> LiveDetect:
+    """Return the live model as a `tf.function` of canvases uint8 [B, H, W, 3] and their image sizes [B, 2].
+
+    A graph like the SavedModel's: where TensorFlow fuses a convolution with what follows it, bfloat16 is
+    rounded once instead of after each, and eager scores differ by far more than the tolerance.
+    """
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8), tf.TensorSpec([None, 2], tf.int32)]
+    )
+    def detect(canvas: tf.Tensor, size_hw: tf.Tensor) -> tuple[Proposals, BoxPredictions, Suppressed]:
+        first = model.first_stage(canvas)
+        proposals = model.propose(first, size_hw)
+        predictions = model.second_stage(first.features, proposals, height_and_width(canvas))
+        return proposals, predictions, model.detections(predictions, proposals, size_hw)
+
+    return detect
+
+
 def _live_tables(
-    model: FasterRCNN, resizer: Resizer, images: Sequence[np.ndarray], ids: np.ndarray
+    detect: LiveDetect, resizer: Resizer, images: Sequence[np.ndarray], ids: np.ndarray
 ) -> list[np.ndarray]:
     """Return what `_tables` does, of the live model, whose canvases are laid out here anew."""
     canvases, sizes_hw = zip(*(to_canvas(resizer)(tf.constant(image)) for image in images), strict=True)
@@ -154,10 +234,8 @@ def _live_tables(
     for row, part in enumerate(canvases):
         canvas[row, : part.shape[0], : part.shape[1]] = part
     size_hw = tf.stack(sizes_hw)
-    first = model.first_stage(tf.constant(canvas))
-    proposals = model.propose(first, size_hw)
-    predictions = model.second_stage(first.features, proposals, canvas.shape[1:3])
-    found = model.detections(predictions, proposals, size_hw)
+
+    proposals, predictions, found = detect(tf.constant(canvas), size_hw)
     probabilities = tf.nn.softmax(predictions.class_logits).numpy().reshape(len(images), -1, len(ids) + 1)
     tables = []
     for row, (height, width) in enumerate(size_hw.numpy()):

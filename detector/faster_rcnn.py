@@ -22,7 +22,7 @@ from detector.box_classifier import (
 )
 from detector.component import Component, named_variables
 from detector.rpn import Proposals, Rpn, RpnOutputs
-from detector.sampling import GroundTruth
+from detector.sampling import Draw, GroundTruth
 from detector.suppression import Suppressed
 
 COMPONENTS = ("feature_extractor", "rpn", "box_classifier")
@@ -112,17 +112,26 @@ class FasterRCNN(tf_keras.Model):
     def first_stage(self, image: tf.Tensor, training: bool = False) -> FirstStage:
         """Run the feature extractor and the RPN on `image` uint8 or float32 [B, H, W, 3], values 0 … 255."""
         features = self.feature_extractor(self.preprocess(tf.cast(image, tf.float32)), training=training)
-        return self.first_stage_of_features(features, canvas_hw(image), training)
+        return self.first_stage_of_features(features, height_and_width(image), training)
 
     def first_stage_of_features(
         self, features: tf.Tensor, canvas_hw: Sequence[int | tf.Tensor], training: bool = False
     ) -> FirstStage:
         """Run the RPN on features [B, h, w, depth] of a canvas of `canvas_hw` pixels."""
         outputs = self.rpn(features, training=training)
-        grid_hw = [
-            tf.shape(features)[axis] if features.shape[axis] is None else features.shape[axis]
-            for axis in (1, 2)
-        ]
+        return self.first_stage_of_outputs(
+            features, outputs, height_and_width(features), canvas_hw, training=training
+        )
+
+    def first_stage_of_outputs(
+        self,
+        features: tf.Tensor,
+        outputs: RpnOutputs,
+        grid_hw: Sequence[int | tf.Tensor],
+        canvas_hw: Sequence[int | tf.Tensor],
+        training: bool = False,
+    ) -> FirstStage:
+        """Lay the anchors of `grid_hw` cells beside the RPN's outputs for them."""
         anchors = self.anchor_grid(grid_hw)
         if training and not self.rpn_settings.clip_anchors:
             # The paper (section 3.3) and the original ignore cross-boundary anchors in training only.
@@ -174,7 +183,7 @@ class FasterRCNN(tf_keras.Model):
         """
         first = self.first_stage(image)
         proposals = self.propose(first, image_size_hw)
-        predictions = self.second_stage(first.features, proposals, canvas_hw(image))
+        predictions = self.second_stage(first.features, proposals, height_and_width(image))
         return self.detections(predictions, proposals, image_size_hw)
 
     def detections(
@@ -210,25 +219,49 @@ class FasterRCNN(tf_keras.Model):
         Returns:
             `rpn_box`, `rpn_objectness`, `box` and `class`.
         """
-        truth = GroundTruth.of(batch)
-        anchor_seed, proposal_seed, dropout_seed = (
-            tf.random.experimental.stateless_fold_in(seed, choice) for choice in range(3)
-        )
-        canvas = canvas_hw(batch["image"])
+        canvas = height_and_width(batch["image"])
         features = self.feature_extractor(
             self.preprocess(tf.cast(batch["image"], tf.float32)), training=training
         )
         first = self.first_stage_of_features(features, canvas, training=True)
         if proposals is None:
             proposals = self.propose(first, batch["image_size_hw"])
-        drawn = draw_proposals(
+
+        def predict(drawn: Proposals, rows: Draw, dropout_seed: tf.Tensor) -> BoxPredictions:
+            return self.second_stage(features, drawn, canvas, training=training, seed=dropout_seed)
+
+        return self.losses_of(first, proposals, predict, batch, seed)
+
+    def losses_of(
+        self,
+        first: FirstStage,
+        proposals: Proposals,
+        predict: Callable[[Proposals, Draw, tf.Tensor], BoxPredictions],
+        batch: Mapping[str, tf.Tensor],
+        seed: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        """Return the losses of `named_losses` from what its first stage computed.
+
+        Args:
+            first: as for training; its features are not looked at.
+            proposals: what the second stage draws from.
+            predict: from the drawn proposals, their rows in `proposals` and the key of the dropout to the
+                second stage's predictions for them.
+            batch: for its labels.
+            seed: as in `named_losses`.
+        """
+        truth = GroundTruth.of(batch)
+        anchor_seed, proposal_seed, dropout_seed = (
+            tf.random.experimental.stateless_fold_in(seed, choice) for choice in range(3)
+        )
+        drawn, rows = draw_proposals(
             proposals,
             truth,
             proposal_seed,
             batch_size=self.box_classifier_settings.batch_size,
             positive_fraction=self.box_classifier_settings.positive_fraction,
         )
-        predictions = self.second_stage(features, drawn, canvas, training=training, seed=dropout_seed)
+        predictions = predict(drawn, rows, dropout_seed)
         losses = rpn_stage.rpn_losses(
             first.outputs,
             first.anchors_yxyx,
@@ -247,6 +280,6 @@ class FasterRCNN(tf_keras.Model):
         return {name: weights[name] * loss for name, loss in losses.items()}
 
 
-def canvas_hw(image: tf.Tensor) -> list[int | tf.Tensor]:
-    """Return the canvas's height and width: integers where they are static, else scalar tensors."""
+def height_and_width(image: tf.Tensor) -> list[int | tf.Tensor]:
+    """Return the height and width of [B, H, W, …]: integers where they are static, else scalar tensors."""
     return [tf.shape(image)[axis] if image.shape[axis] is None else image.shape[axis] for axis in (1, 2)]

@@ -70,6 +70,17 @@ class FreezeSchedule:
         """Return the index of the stage that `step` is in."""
         return bisect.bisect_right([stage.from_step for stage in self.stages], step) - 1
 
+    def describe(self, index: int) -> str:
+        """Say in one line what stage `index`, counted from 0, trains, and how fast."""
+        stage = self.stages[index]
+        trained = stage.plan.summary().trained_parameters
+        parts = ", ".join(name for name, part in stage.plan.by_component().items() if part.trained_variables)
+        factor = f", learning rate x {stage.lr_factor:g}" if stage.lr_factor != 1 else ""
+        return (
+            f"from step {stage.from_step}, freeze stage {index + 1}: "
+            f"trains {trained:,} parameters in {parts}{factor}"
+        )
+
     @property
     def trained(self) -> dict[str, tuple[int, ...]]:
         """Return {path: the stages that train it}, for what any stage trains, in model order."""
@@ -180,13 +191,16 @@ def linear_probe(steps: int) -> tuple[FreezeConfig, tuple[FreezeStageConfig, ...
 
 
 LAYER_PRESETS = ("heads", "4+", "3+", "all")
+# Where the stages at stride 8 and 16 begin, which are ResNet's third and fourth: ResNet, Inception v2, and
+# Inception v3 and Inception-ResNet v2.
+_BLOCK_STARTS = {"3+": {"conv3", "Mixed_3b", "Mixed_5b"}, "4+": {"conv4", "Mixed_4a", "Mixed_6a"}}
 
 
 def layers_preset(name: str, rows: Sequence[VariableRow]) -> tuple[str, ...]:
     """Return the freeze selectors of matterport's `layers=` presets: what they do not train.
 
-    "heads" trains all but the feature extractor, "4+" its stages from the fourth block on too (`Mixed_4a`,
-    `conv4`), "3+" those from the third, "all" everything.
+    "heads" trains all but the feature extractor, "4+" its stages at stride 16, too, "3+" those at stride 8,
+    "all" everything.
     """
     if name == "heads":
         return ("feature_extractor",)
@@ -195,13 +209,11 @@ def layers_preset(name: str, rows: Sequence[VariableRow]) -> tuple[str, ...]:
     if name not in LAYER_PRESETS:
         raise FreezeError(f"unknown layers {name!r}; expected one of {', '.join(LAYER_PRESETS)}")
     stages = list(dict.fromkeys(row.stage for row in rows if row.component == "feature_extractor"))
-    block = name[0]
-    first = next(
-        (i for i, stage in enumerate(stages) if stage.startswith((f"Mixed_{block}", f"conv{block}"))), None
-    )
+    first = next((i for i, stage in enumerate(stages) if stage in _BLOCK_STARTS[name]), None)
     if not first:
         raise FreezeError(
-            f"layers {name!r}: the feature extractor has no block {block}; its stages: {stages}"
+            f"layers {name!r}: not known where that is in this feature extractor; freeze by stage instead, "
+            f"like 'feature_extractor[:{stages[0]}]'; its stages: {stages}"
         )
     return (f"feature_extractor[:{stages[first - 1]}]",)
 

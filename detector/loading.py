@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from detector import checkpoint
 from detector.builder import build_model, build_resizer
 from detector.checkpoint import CheckpointError, CheckpointInfo
-from detector.config import ModelConfig
+from detector.config import ModelConfig, Precision
 from detector.export import ENCODED_SIGNATURE, LABEL_MAP, is_saved_model, label_map_ids, serving_functions
 from detector.faster_rcnn import FasterRCNN
 from detector.label_map import read_label_map
@@ -92,8 +92,15 @@ def load_detector(path: str | Path, which: Which | None = None) -> LoadedDetecto
     return LoadedDetector(label_map, serve, model)
 
 
-def load_checkpoint(path: str | Path) -> tuple[FasterRCNN, Resizer, CheckpointInfo]:
+def load_checkpoint(
+    path: str | Path, precision: Precision | None = None, max_proposals: int | None = None
+) -> tuple[FasterRCNN, Resizer, CheckpointInfo]:
     """Build the model that a checkpoint is of and restore it.
+
+    Args:
+        path: the checkpoint's folder.
+        precision: computes in this one; None for the one it was trained in.
+        max_proposals: makes this many proposals an image, from 1 on; None for as many as it was trained with.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or of another version of this package.
@@ -104,6 +111,11 @@ def load_checkpoint(path: str | Path) -> tuple[FasterRCNN, Resizer, CheckpointIn
     except ValidationError as error:
         reason = str(error).splitlines()[2].strip()
         raise CheckpointError(f"{path}: its model configuration is not this version's: {reason}") from None
+    if precision is not None:
+        config = config.model_copy(update={"precision": precision})
+    if max_proposals is not None:
+        rpn = config.rpn.model_copy(update={"max_proposals": max_proposals})
+        config = config.model_copy(update={"rpn": rpn})
     model = build_model(config, info.class_names)
     checkpoint.restore(path, model.variables_by_path)
     return model, build_resizer(config), info

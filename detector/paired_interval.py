@@ -111,13 +111,20 @@ def average_precision(matches: Matches, draws: np.ndarray) -> np.ndarray:
     """Return float [R, K]: the AP of each class on each of R draws, NaN where none of its boxes was drawn.
 
     `draws` int [R, I] says how often each image counts; all ones give the AP of the data set as it is.  The
-    AP over all classes is `np.nanmean(…, axis=1)`.
+    AP over all classes is `mean_over_classes` of it.
 
     An image that counts w times gives what pycocotools gives for a data set where it stands w times: between
     the copies of a true positive precision only rises, which AP's envelope fills in, and the copies of a
     false positive do not raise recall.
     """
     return np.stack([_class_precisions(found, draws) for found in matches.classes], axis=1)
+
+
+def mean_over_classes(precisions: np.ndarray) -> np.ndarray:
+    """Return the mean over the classes that a draw has, float [R] of [R, K]; NaN if it has none."""
+    counted = ~np.isnan(precisions)
+    total = np.where(counted, precisions, 0.0).sum(axis=1)
+    return np.divide(total, counted.sum(axis=1), out=np.full(len(total), np.nan), where=counted.any(axis=1))
 
 
 def paired_interval(variant: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> Interval:

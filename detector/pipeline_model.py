@@ -22,13 +22,16 @@ _NMS_KERNELS = ("use_static_shapes", "use_partitioned_nms", "use_combined_nms", 
 # Our name and, for ResNet, the topology: slim's (stride in the last unit of a block) or that of Keras.
 _EXTRACTORS: dict[str, tuple[str, str | None]] = {
     "faster_rcnn_inception_v2": ("inception_v2", None),
+    "faster_rcnn_inception_resnet_v2": ("inception_resnet_v2", None),
+    "faster_rcnn_inception_resnet_v2_keras": ("inception_resnet_v2", None),
     **{f"faster_rcnn_resnet{depth}": (f"resnet{depth}", "slim") for depth in (50, 101, 152)},
     **{f"faster_rcnn_resnet{depth}_keras": (f"resnet{depth}", "keras") for depth in (50, 101, 152)},
 }
 
 # (decay, epsilon) of the BatchNorm of the API's feature extractors, which no field sets:
-# `models/faster_rcnn_inception_v2_feature_extractor.py`; slim's `resnet_arg_scope` and, with the same values,
-# `models/keras_models/resnet_v1.py`.
+# `models/faster_rcnn_inception_v2_feature_extractor.py` and, with the same values, slim's
+# `inception_resnet_v2_arg_scope` and `models/keras_models/inception_resnet_v2.py`; slim's `resnet_arg_scope`
+# and, with the same values, `models/keras_models/resnet_v1.py`.
 _INCEPTION_BATCH_NORM = (0.9997, 0.001)
 _RESNET_BATCH_NORM = (0.997, 1e-5)
 

@@ -201,7 +201,7 @@ def _training(
     first = model.first_stage_of_features(
         model.feature_extractor(model.preprocess(inputs.image)), inputs.canvas_hw, training=True
     )
-    drawn = draw_proposals(
+    drawn, _ = draw_proposals(
         model.propose(_with_given_outputs(first, reference), inputs.size_hw),
         GroundTruth.of(batch),
         seed,

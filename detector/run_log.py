@@ -49,6 +49,12 @@ class RunLog:
                     tf.summary.scalar(name, value, step=step)
         self._board.flush()
 
+    def note(self, step: int, name: str, text: str) -> None:
+        """Write a text, Markdown, beside the curves of TensorBoard; its name must be no number's."""
+        with self._board.as_default():
+            tf.summary.text(name, text, step=step)
+        self._board.flush()
+
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read `metrics.jsonl` back; a last line that a killed run left half written is dropped."""
         if not self._metrics_path.is_file():

@@ -47,7 +47,7 @@ def test_crops_come_from_their_own_image():
 
 def test_the_draw_keeps_order_and_pads_with_zeros():
     given = proposals([[0, 0, 10, 10], [50, 50, 60, 60], [0, 0, 10, 11], [9, 9, 9, 9]], count=3)
-    drawn = draw_proposals(
+    drawn, _ = draw_proposals(
         given, truth([[0, 0, 10, 10]], [0]), tf.constant([0, 0]), batch_size=4, positive_fraction=0.25
     )
     np.testing.assert_array_equal(drawn.count, [2])  # one of two positives, the negative, no padding row

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from detector.config import Config, ConfigError, load, override
-from detector.sweep import is_sweep
+from detector.sweep_config import is_sweep
 
 CONFIGS = [
     path for path in sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")) if not is_sweep(path)

@@ -5,6 +5,7 @@ import json
 
 import pytest
 from conftest import values_of
+from test_run_log import board
 
 from detector import checkpoint
 from detector.config import ConfigError, FreezeConfig, FreezeStageConfig, override
@@ -17,7 +18,7 @@ from detector.freeze_schedule import (
     resolve_schedule,
 )
 from detector.run_log import RunLog
-from detector.selectors import FreezeError
+from detector.selectors import FreezeError, VariableRow
 from detector.train import fit
 
 PREDICTOR = "box_classifier/predictor"
@@ -118,6 +119,26 @@ def test_layers_presets(rows, name, first_trained):
     assert {"rpn", "box_classifier"} <= trained_parts(stage)
 
 
+@pytest.mark.parametrize(
+    ("stages", "name", "selector"),
+    [
+        (("conv1", "conv2", "conv3", "conv4"), "4+", "feature_extractor[:conv3]"),
+        (("conv1", "conv2", "conv3", "conv4"), "3+", "feature_extractor[:conv2]"),
+        (("Conv2d_4a_3x3", "Mixed_5b", "Mixed_5d", "Mixed_6a"), "3+", "feature_extractor[:Conv2d_4a_3x3]"),
+        (("Conv2d_4a_3x3", "Mixed_5b", "Mixed_5d", "Mixed_6a"), "4+", "feature_extractor[:Mixed_5d]"),
+    ],
+)
+def test_layers_presets_of_other_networks(stages, name, selector):
+    rows = [VariableRow(f"feature_extractor/{stage}/kernel", (1,), True) for stage in stages]
+    assert layers_preset(name, rows) == (selector,)
+
+
+def test_layers_presets_ask_for_stages_where_they_do_not_know_the_network():
+    rows = [VariableRow(f"feature_extractor/{stage}/kernel", (1,), True) for stage in ("stem", "body")]
+    with pytest.raises(FreezeError, match=r"freeze by stage instead, like 'feature_extractor\[:stem\]'"):
+        layers_preset("3+", rows)
+
+
 def batches(make_batch, start=0):
     return (make_batch(step) for step in itertools.count(start))
 
@@ -169,6 +190,11 @@ def test_after_each_boundary_exactly_the_plans_variables_move(tiny_model, tiny_c
         len(stage.plan.frozen) for stage in schedule.stages
     ]
     assert [row["freeze_stage"] for row in run.read_metrics()] == [0, 0, 1, 1, 2, 2]
+    shown = board(tmp_path)
+    assert shown["freeze_stage"] == {1: 0, 2: 0, 3: 1, 4: 1, 5: 2, 6: 2}
+    assert shown["freeze_plan"] == {step: schedule.describe(index) for index, step in enumerate((0, 2, 4))}
+    assert shown["freeze_plan"][2].startswith("from step 2, freeze stage 2: trains ")
+    assert shown["freeze_plan"][2].endswith(" parameters in box_classifier")
 
 
 def test_a_run_cut_off_in_its_second_stage_and_resumed_ends_with_the_same_bits(

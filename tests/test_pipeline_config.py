@@ -96,6 +96,23 @@ def values_of(text):
     return values
 
 
+@pytest.mark.parametrize(
+    "api_type", ["faster_rcnn_inception_resnet_v2", "faster_rcnn_inception_resnet_v2_keras"]
+)
+def test_inception_resnet_v2_is_mapped_at_stride_16_and_refused_at_8(api_type):
+    text = edited(("faster_rcnn_inception_v2", api_type))
+    assert values_of(text)["model"]["feature_extractor"] == {
+        "type": "inception_resnet_v2",
+        "depth_multiplier": 1.0,
+        "min_depth": 16,
+        "batch_norm_momentum": 0.9997,
+        "batch_norm_epsilon": 0.001,
+    }
+    # The published "atrous" configurations.
+    dense = edited(("features_stride: 16", "features_stride: 8"), text=text)
+    assert list(refused(dense)) == ["model.faster_rcnn.feature_extractor.first_stage_features_stride"]
+
+
 def test_what_is_absent_has_the_defaults_of_the_protos():
     values = values_of(FULL)
     assert values == {

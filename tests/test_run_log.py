@@ -1,4 +1,7 @@
 import json
+from collections import defaultdict
+
+import tensorflow as tf
 
 from detector.run_log import RunLog, environment
 
@@ -15,9 +18,22 @@ def test_metrics_come_back_and_a_half_written_line_is_dropped(tmp_path):
     assert [row["loss"] for row in run.read_metrics()] == [0.5, 0.2]
 
 
-def test_tensorboard_gets_the_numbers(tmp_path):
-    RunLog(tmp_path).metrics(1, {"loss": 0.5})
-    assert list((tmp_path / "tensorboard").glob("events.*"))
+def board(run):
+    """Return what TensorBoard shows of a run's folder: {name: {step: number or text}}."""
+    shown = defaultdict(dict)
+    for path in (run / "tensorboard").glob("events.*"):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                content = tf.make_ndarray(value.tensor).item()
+                shown[value.tag][event.step] = content.decode() if isinstance(content, bytes) else content
+    return shown
+
+
+def test_tensorboard_gets_the_numbers_and_the_notes(tmp_path):
+    run = RunLog(tmp_path)
+    run.metrics(1, {"loss": 0.5, "evaluation/AP": None})
+    run.note(0, "freeze_plan", "trains all")
+    assert board(tmp_path) == {"loss": {1: 0.5}, "freeze_plan": {0: "trains all"}}
 
 
 def test_the_best_and_the_newest_checkpoints_are_kept(tmp_path):

@@ -16,7 +16,7 @@ from official.vision.modeling import backbones
 from detector.builder import build_model
 from detector.component import child_layers
 from detector.config import validate
-from detector.feature_extractors import inception_v2, resnet
+from detector.feature_extractors import inception_v2, inception_v3, resnet
 from detector.weights import tf2_zoo
 from detector.weights.importing import import_weights, model_of
 from detector.weights.object_detection_api import api_names
@@ -24,6 +24,7 @@ from detector.weights.source import WeightsError
 
 INCEPTION_LIST = "faster_rcnn_inception_v2_coco_2018_01_28.tsv"
 RESNET_LIST = "faster_rcnn_resnet50_v1_640x640_coco17_tpu-8.tsv"
+NARROW = {"depth_multiplier": 0.1, "min_depth": 4}
 
 
 def build(network, topology=None, class_names=("a", "b"), **box_classifier):
@@ -175,6 +176,11 @@ def save_slim(network, prefix, pixels):
             with tf_slim.arg_scope(inception.inception_v2_arg_scope()):
                 _, ends = net.inception_v2(tf.constant(pixels), num_classes=5, is_training=False)
             outputs = {name: ends[name] for name in ("Mixed_4e", "Mixed_5c")}
+        elif network == "inception_v3":
+            net = importlib.import_module("tf_slim.nets.inception_v3")
+            with tf_slim.arg_scope(net.inception_v3_arg_scope()):
+                _, ends = net.inception_v3(tf.constant(pixels), num_classes=5, is_training=False, **NARROW)
+            outputs = {name: ends[name] for name in ("Conv2d_4a_3x3", "Mixed_5d", "Mixed_6e", "Mixed_7c")}
         else:
             net = importlib.import_module("tf_slim.nets.resnet_v1")
             parts = importlib.import_module("tf_slim.nets.resnet_utils")
@@ -226,6 +232,35 @@ def test_slim_inception_v2_computes_the_same(models, slim, tmp_path):
     outputs = run_stages(model, inception_v2.preprocess(pixels))
     for name, output in expected.items():
         assert relative_error(outputs[name], output) < 1e-5, name
+
+
+@pytest.mark.slow
+def test_slim_inception_v3_computes_the_same(slim, tmp_path):
+    pixels = images(139)
+    path = tmp_path / "inception_v3.ckpt"
+    expected = slim("inception_v3", path, inception_v3.preprocess(pixels).numpy())
+    assert model_of(path)[0] == {"feature_extractor": {"type": "inception_v3"}}
+    section = {"feature_extractor": {"type": "inception_v3", **NARROW}}
+    model = build_model(validate({"model": section}, "test").model, ("a", "b"))
+    report = import_weights(model, path)
+    assert set(report.restored) == backbone_of(model)
+    assert len(set(report.restored.values())) == len(report.restored)
+    assert {name.split("/")[1] for name in report.left if "/" in name} == {"Logits", "AuxLogits"}
+    # The classifier pads nothing, as our layers do where they are asked.
+    features = inception_v3.preprocess(pixels)
+    for component, make in (
+        (model.feature_extractor, inception_v3.first_stage),
+        (model.box_classifier.tower, inception_v3.tower),
+    ):
+        unpadded = make(**NARROW, padding="valid")
+        unpadded(features)
+        for ours, theirs in zip(unpadded.variables, component.variables, strict=True):
+            ours.assign(theirs)
+        for name, stage in unpadded.stages.items():
+            features = stage(features)
+            if name in expected:
+                assert relative_error(features, expected.pop(name)) < 1e-5, name
+    assert not expected
 
 
 def test_slim_resnet_computes_the_same(models, slim, tmp_path):

@@ -223,15 +223,11 @@ def print_plan(console: "Console", config: "Config", model: "FasterRCNN", plan: 
 def print_schedule(
     console: "Console", config: "Config", model: "FasterRCNN", schedule: "FreezeSchedule"
 ) -> None:
-    """Print the plan that training starts with, and what changes when."""
+    """Print the plan that training starts with, what changes when, and what the machine says of bfloat16."""
+    from detector.hardware import of_this_machine
+
     print_plan(console, config, model, schedule.stages[0].plan)
-    for number, stage in enumerate(schedule.stages[1:], start=2):
-        trained = stage.plan.summary().trained_parameters
-        factor = f", learning rate x {stage.lr_factor:g}" if stage.lr_factor != 1 else ""
-        parts = ", ".join(name for name, part in stage.plan.by_component().items() if part.trained_variables)
-        console.print(
-            f"from step {stage.from_step}, freeze stage {number}: "
-            f"trains {trained:,} parameters in {parts}{factor}",
-            markup=False,
-            soft_wrap=True,
-        )
+    for index in range(1, len(schedule.stages)):
+        console.print(schedule.describe(index), markup=False, soft_wrap=True)
+    if advice := of_this_machine().advice(config.model.precision):
+        console.print(advice, markup=False, soft_wrap=True)

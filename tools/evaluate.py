@@ -74,7 +74,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     console.print(f"model: {model}", markup=False)
     command_line.print_dataset(console, dataset)
 
-    evaluate = _evaluate_saved_model if is_saved_model(model) else _evaluate_checkpoint
+    evaluate = evaluate_files if is_saved_model(model) else _evaluate_checkpoint
     scores, detections = evaluate(model, dataset, config.evaluate.batch_size)
     output = arguments.output or (
         source_model if is_run(source_model) else place_beside(source_model, "evaluation")
@@ -105,10 +105,13 @@ def _evaluate_checkpoint(
     return scores, evaluator.detections
 
 
-def _evaluate_saved_model(
+def evaluate_files(
     path: Path, dataset: "DetectionDataset", batch_size: int
 ) -> "tuple[CocoScores, list[dict[str, Any]]]":
-    """Score a SavedModel on the bytes of the data set's files: nothing of this package touches the pixels."""
+    """Score a SavedModel, or a checkpoint as if it were one, on the bytes of the data set's files.
+
+    The model's graph decodes and resizes them: nothing of this package touches a SavedModel's pixels.
+    """
     import numpy as np
 
     from detector.coco_metrics import score, to_coco_results

@@ -4,7 +4,8 @@ python tools/import_weights.py faster_rcnn_inception_v2_coco_2018_01_28/model.ck
 python tools/import_weights.py resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5 --class-names cat,dog
 
 SOURCE is a TensorFlow checkpoint's prefix (an Object Detection API detector of TF1 or TF2, a slim classifier,
-a Model Garden backbone), a .h5 file of a ResNet of tf_keras.applications, or a checkpoint of this package.
+a Model Garden backbone), a .h5 file of tf_keras.applications (a ResNet, Inception v3, Inception-ResNet v2),
+or a checkpoint of this package.
 The model is that of the file, unless a configuration says otherwise.
 """
 

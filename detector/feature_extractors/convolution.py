@@ -5,7 +5,7 @@ Images and features are float [B, H, W, channels] in the dtype policy's compute 
 attribute `BatchNorm`, which makes paths like `Conv2d_0b_3x3/BatchNorm/gamma`.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import tensorflow as tf
 import tf_keras
@@ -13,37 +13,40 @@ import tf_keras
 from detector.batch_norm import BatchNorm
 from detector.component import Component
 
+Padding = Literal["same", "valid"]
+
 
 class Conv(tf_keras.layers.Conv2D):
     """Convolution without bias, batch norm, and ReLU unless `relu` is false.
 
-    Padding is TensorFlow's "SAME", which depends on the input's size when the stride is above 1 (an even
-    size is padded less before than after).  `fixed_padding` pads alike on both sides whatever the size,
-    as slim's `conv2d_same` and the ResNets of the Object Detection API do.  The output's size is the same.
+    The padding "same" is TensorFlow's "SAME", which depends on the input's size when the stride is above 1
+    (an even size is padded less before than after).  "fixed" pads alike on both sides whatever the size, as
+    slim's `conv2d_same` and the ResNets of the Object Detection API do; the output's size is the same.
+    "valid" pads nothing.
     """
 
     def __init__(
         self,
         filters: int,
-        kernel_size: int,
+        kernel_size: int | tuple[int, int],
         strides: int = 1,
         *,
         batch_norm: dict[str, float],
         kernel_initializer: Any = "glorot_uniform",
         relu: bool = True,
-        fixed_padding: bool = False,
+        padding: Padding | Literal["fixed"] = "same",
     ):
-        """`batch_norm` holds the `momentum` and `epsilon` of the batch norm."""
+        """`batch_norm` holds the batch norm's `momentum` and `epsilon`; also `scale`, False for no gamma."""
         super().__init__(
             filters,
             kernel_size,
             strides,
-            padding="same",
+            padding="valid" if padding == "valid" else "same",
             use_bias=False,
             kernel_initializer=kernel_initializer,
         )
         self.relu = relu
-        self.fixed_padding = fixed_padding
+        self.fixed_padding = padding == "fixed"
         self.BatchNorm = BatchNorm(**batch_norm)
 
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
@@ -56,7 +59,10 @@ class Conv(tf_keras.layers.Conv2D):
         return tf.nn.conv2d(padded, kernel, self.strides, "VALID")
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Map `inputs` [B, H, W, channels] to [B, ceil(H / strides), ceil(W / strides), filters]."""
+        """Map `inputs` [B, H, W, channels] to [B, ceil(H / strides), ceil(W / strides), filters].
+
+        Without padding, H and W are less by the kernel's size less 1 before they are divided.
+        """
         outputs = self.BatchNorm(super().call(inputs), training=training)
         return tf.nn.relu(outputs) if self.relu else outputs
 
@@ -94,13 +100,16 @@ class SeparableConv(tf_keras.layers.SeparableConv2D):
 
 
 class MaxPool(tf_keras.layers.MaxPooling2D):
-    """Max pooling with "SAME" padding."""
+    """Max pooling."""
 
-    def __init__(self, pool_size: int, strides: int = 1):
-        super().__init__(pool_size, strides, padding="same")
+    def __init__(self, pool_size: int, strides: int = 1, padding: Padding = "same"):
+        super().__init__(pool_size, strides, padding=padding)
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Map `inputs` [B, H, W, channels] to [B, ceil(H / strides), ceil(W / strides), channels]."""
+        """Map `inputs` [B, H, W, channels] to [B, ceil(H / strides), ceil(W / strides), channels].
+
+        Without padding, H and W are less by `pool_size` - 1 before they are divided.
+        """
         return super().call(inputs)
 
 
@@ -126,9 +135,14 @@ class Chain(tf_keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Pass `inputs` through every layer."""
-        for name in self._links:
-            inputs = getattr(self, name)(inputs, training=training)
+        for layer in self.links:
+            inputs = layer(inputs, training=training)
         return inputs
+
+    @property
+    def links(self) -> list[tf_keras.layers.Layer]:
+        """The layers, in their order."""
+        return [getattr(self, name) for name in self._links]
 
 
 class StageChain(Component):
@@ -139,8 +153,17 @@ class StageChain(Component):
         for name, stage in stages.items():
             setattr(self, name, stage)
 
-    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Pass `inputs` through every stage."""
-        for stage in self.stages.values():
-            inputs = stage(inputs, training=training)
+    def call(
+        self,
+        inputs: tf.Tensor,
+        training: bool = False,
+        after: str | None = None,
+        through: str | None = None,
+    ) -> tf.Tensor:
+        """Pass `inputs` through the stages that follow `after`, up to and with `through`; None: all."""
+        names = list(self.stages)
+        first = 0 if after is None else names.index(after) + 1
+        last = len(names) if through is None else names.index(through) + 1
+        for name in names[first:last]:
+            inputs = getattr(self, name)(inputs, training=training)
         return inputs

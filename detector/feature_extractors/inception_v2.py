@@ -7,23 +7,13 @@ settings are the defaults here.  Stages and layers carry slim's names.
 
 from dataclasses import dataclass
 
-import tensorflow as tf
 import tf_keras
 
-from detector.component import Component, child_layers
-from detector.feature_extractors.convolution import (
-    AveragePool,
-    Chain,
-    Conv,
-    MaxPool,
-    SeparableConv,
-    StageChain,
-)
+from detector.component import Component
+from detector.feature_extractors.convolution import AveragePool, Chain, MaxPool, SeparableConv, StageChain
+from detector.feature_extractors.inception import Mixed, Width, preprocess
 
-
-def preprocess(pixels: tf.Tensor) -> tf.Tensor:
-    """Map `pixels` 0 ... 255 of any dtype and shape to float32 -1 ... 1."""
-    return (2.0 / 255.0) * tf.cast(pixels, tf.float32) - 1.0
+__all__ = ["first_stage", "preprocess", "tower"]
 
 
 def first_stage(
@@ -76,54 +66,20 @@ def tower(
     )
 
 
-class Mixed(tf_keras.layers.Layer):
-    """Branches `Branch_0`, `Branch_1`, ... on the same input, concatenated along the channels."""
-
-    def __init__(self, *branches: tf_keras.layers.Layer):
-        super().__init__()
-        for i, branch in enumerate(branches):
-            setattr(self, f"Branch_{i}", branch)
-
-    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Map `inputs` [B, H, W, channels] to the branches' outputs side by side."""
-        return tf.concat([branch(inputs, training=training) for _, branch in child_layers(self)], axis=-1)
-
-
 @dataclass(frozen=True)
-class _Width:
-    """Makes the network's layers at one width; numbers of filters are given at depth multiplier 1."""
+class _Width(Width):
+    """Makes the network's layers at one width."""
 
-    depth_multiplier: float
-    min_depth: int
-    batch_norm_momentum: float
-    batch_norm_epsilon: float
+    batch_norm_scale: bool = True  # the detector's have a gamma
 
     def __post_init__(self):
-        if self.depth_multiplier <= 0:
-            raise ValueError(f"depth_multiplier must be above 0, got {self.depth_multiplier}")
+        super().__post_init__()
         if self.depth(64) < 3:
             raise ValueError(
                 "the first convolution needs at least 3 filters, one per colour, but has "
                 f"{self.depth(64)}: raise depth_multiplier ({self.depth_multiplier}) or "
                 f"min_depth ({self.min_depth})"
             )
-
-    def depth(self, filters: int) -> int:
-        return max(int(filters * self.depth_multiplier), self.min_depth)
-
-    @property
-    def batch_norm(self) -> dict[str, float]:
-        return {"momentum": self.batch_norm_momentum, "epsilon": self.batch_norm_epsilon}
-
-    def conv(self, filters: int, kernel_size: int, strides: int = 1, stddev: float | None = None) -> Conv:
-        """A convolution, its kernel from a normal of `stddev` cut at two deviations, or Glorot's uniform."""
-        return Conv(
-            self.depth(filters),
-            kernel_size,
-            strides,
-            batch_norm=self.batch_norm,
-            kernel_initializer="glorot_uniform" if stddev is None else _truncated_normal(stddev),
-        )
 
     def stem(self) -> SeparableConv:
         """The first convolution."""

@@ -142,7 +142,7 @@ def _conv(
         batch_norm=batch_norm,
         kernel_initializer=tf_keras.initializers.VarianceScaling(scale),
         relu=relu,
-        fixed_padding=kernel_size > 1 and strides > 1 and topology != "garden",
+        padding="fixed" if kernel_size > 1 and strides > 1 and topology != "garden" else "same",
     )
 
 

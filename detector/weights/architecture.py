@@ -7,13 +7,15 @@ from detector.component import child_layers, walk_layers
 from detector.faster_rcnn import FasterRCNN
 from detector.weights.source import Source, WeightsError
 
+# By a stage that no other network has.
+_INCEPTIONS = {"Mixed_5a": "inception_v2", "Mixed_7c": "inception_v3", "Block8": "inception_resnet_v2"}
 # Blocks of conv2 … conv5, arXiv:1512.03385 table 1.
 _RESNETS = {(3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101", (3, 8, 36, 3): "resnet152"}
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """`network` is `inception_v2`, `resnet50`, `resnet101` or `resnet152`; `topology` is of ResNets alone."""
+    """`network` is the configuration's `model.feature_extractor.type`; `topology` is of ResNets alone."""
 
     network: str
     topology: str | None = None
@@ -30,8 +32,9 @@ class Architecture:
 def architecture_of(model: FasterRCNN) -> Architecture:
     """Return what `model` is built on."""
     stages = {**model.feature_extractor.stages, **model.box_classifier.tower.stages}
-    if "Mixed_5a" in stages:
-        return Architecture("inception_v2")
+    for stage, network in _INCEPTIONS.items():
+        if stage in stages:
+            return Architecture(network)
     blocks = {name: dict(child_layers(stages[name])) for name in ("conv2", "conv3", "conv4", "conv5")}
     network = _RESNETS[
         (len(blocks["conv2"]), len(blocks["conv3"]), len(blocks["conv4"]), len(blocks["conv5"]))

@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 
 from detector.faster_rcnn import COMPONENTS, FasterRCNN
-from detector.weights import keras_applications, model_garden, native, slim_classification, tf1_zoo, tf2_zoo
+from detector.weights import (
+    keras_applications,
+    keras_inception,
+    model_garden,
+    native,
+    slim_classification,
+    tf1_zoo,
+    tf2_zoo,
+)
 from detector.weights.plan import Origin, Plan
 from detector.weights.source import Source, WeightsError, open_source
 
@@ -25,6 +33,7 @@ _FORMATS: tuple[ModuleType, ...] = (
     slim_classification,
     model_garden,
     keras_applications,
+    keras_inception,
 )
 _CLASS_SCORES, _BOXES = "box_classifier/predictor/class_scores/", "box_classifier/predictor/box_refinement/"
 _SHOWN = 8  # problems an error lists before it counts the rest
@@ -133,7 +142,7 @@ def _recognise(source: Source) -> ModuleType:
     raise WeightsError(
         f"{source.path} is of no known format: it holds {sample}{', …' if len(source.shapes) > 3 else ''}; "
         "expected an Object Detection API detector (TF1 or TF2), a slim classifier, a Model Garden backbone, "
-        "a ResNet of tf_keras.applications, or a checkpoint of this package"
+        "a ResNet or Inception of tf_keras.applications, or a checkpoint of this package"
     )
 
 

@@ -4,7 +4,7 @@ They are what published checkpoints of the TF1 zoo hold and what `freeze_variabl
 
 A ResNet of the TF2 zoo (`topology: keras`) has the same names here as its TF1 twin, unit for block: the
 API's TF2 trainer reads no `freeze_variables` at all, so the only patterns that ever had an effect are those
-for these names.
+for these names.  Inception v3, on which the API has no Faster R-CNN, is named by the same rule.
 """
 
 from detector.faster_rcnn import FasterRCNN
@@ -14,6 +14,11 @@ from detector.weights.architecture import Architecture, architecture_of, inner_p
 FIRST_STAGE = "FirstStageFeatureExtractor"
 SECOND_STAGE = "SecondStageFeatureExtractor"
 
+SLIM_SCOPES = {
+    "inception_v2": "InceptionV2",
+    "inception_v3": "InceptionV3",
+    "inception_resnet_v2": "InceptionResnetV2",
+}
 _HEADS = {
     "rpn/conv": "Conv",
     "rpn/objectness": "FirstStageBoxPredictor/ClassPredictor",
@@ -40,7 +45,7 @@ def slim_name(architecture: Architecture, path: str) -> str:
     *layers, leaf = inner_path(path).split("/")
     leaf = _LEAVES.get(leaf, leaf)
     if not architecture.is_resnet:
-        return "/".join(["InceptionV2", *layers, leaf])
+        return "/".join([SLIM_SCOPES[architecture.network], *layers, leaf])
     scope = "resnet_v1_" + architecture.network.removeprefix("resnet")
     if layers[0] != "conv1":
         stage, block, *layers = layers
@@ -57,5 +62,8 @@ def _api_name(architecture: Architecture, path: str) -> str:
     layer, _, leaf = path.rpartition("/")
     if layer in _HEADS:
         return f"{_HEADS[layer]}/{_LEAVES[leaf]}"
-    scope = FIRST_STAGE if path.startswith("feature_extractor/") else SECOND_STAGE
-    return f"{scope}/{slim_name(architecture, path)}"
+    name = slim_name(architecture, path)
+    if path.startswith("feature_extractor/"):
+        return f"{FIRST_STAGE}/{name}"
+    # The API builds the tower by itself, so that its repetition is the first within its scope.
+    return f"{SECOND_STAGE}/{name.replace('/Repeat_2/', '/Repeat/')}"

@@ -1,4 +1,4 @@
-"""Classification checkpoints of slim's Inception v2 and ResNet v1: the feature extractor and the tower.
+"""Classification checkpoints of slim's Inceptions and ResNet v1: the feature extractor and the tower.
 
 Slim's Inception v2 (`nets/inception_utils.py`, `inception_arg_scope`) has no scale in its batch norms, and
 in its first layer, which is separable, a bias and no batch norm.  Both are a batch norm's special case: a
@@ -18,14 +18,15 @@ from detector.weights.architecture import (
     detector_paths,
     require,
 )
-from detector.weights.object_detection_api import slim_name
+from detector.weights.object_detection_api import SLIM_SCOPES, slim_name
 from detector.weights.plan import NO_DETECTOR, Origin, Plan, left_by_pattern
 from detector.weights.source import Source
 from detector.weights.tf1_zoo import TF1_TRAINING_STATE
 
 _LEFT = (
     *TF1_TRAINING_STATE,
-    (r"^(InceptionV2/Logits|resnet_v1_\d+/logits)/", "the classifier on top"),
+    (r"^(Inception\w+/Logits|resnet_v1_\d+/logits)/", "the classifier on top"),
+    (r"^Inception\w+/AuxLogits/", "the auxiliary classifier"),
     (r"^resnet_v1_\d+/mean_rgb$", "a constant of the preprocessing"),
 )
 
@@ -41,7 +42,7 @@ def plan(model: FasterRCNN, source: Source, kind: str) -> Plan:
     assert network is not None
     # The units of both topologies have the same variables, but the strides lie elsewhere: the weights of
     # one make a network of another meaning in the other.
-    require(model, source, network, None if network == "inception_v2" else "slim")
+    require(model, source, network, None if network in SLIM_SCOPES else "slim")
     architecture = architecture_of(model)
     backbone = backbone_paths(model)
     epsilon = batch_norm_epsilon(model)
@@ -77,13 +78,14 @@ def feature_extractor(source: Source) -> dict[str, str]:
     """Return the `model.feature_extractor` that the file is for."""
     network = _network(source)
     assert network is not None
-    return {"type": network} if network == "inception_v2" else {"type": network, "topology": "slim"}
+    return {"type": network} if network in SLIM_SCOPES else {"type": network, "topology": "slim"}
 
 
 def _network(source: Source) -> str | None:
+    networks = {scope: network for network, scope in SLIM_SCOPES.items()}
     for name in source.shapes:
-        if name.startswith("InceptionV2/"):
-            return "inception_v2"
+        if network := networks.get(name.partition("/")[0]):
+            return network
         if match := re.match(r"resnet_v1_(50|101|152)/", name):
             return f"resnet{match[1]}"
     return None

@@ -27,7 +27,8 @@ class Source:
     """A file with weights.
 
     `kind` is "native" (a checkpoint of this package), "tensorflow" or "h5"; `shapes` the shape of every
-    entry by name; `read` returns one entry; `info` is the page of a native checkpoint.
+    entry by name, in "h5" in the order of Keras's layers; `read` returns one entry; `info` is the page of a
+    native checkpoint.
     """
 
     path: str
@@ -112,21 +113,32 @@ def _prefix(path: Path) -> str:
 def _open_h5(path: Path) -> Source:
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
-    values: dict[str, np.ndarray] = {}
-
-    def keep(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and not name.startswith("optimizer_weights"):
-            # layer/layer/kernel:0 in files of weights, model_weights/layer/layer/kernel:0 in those of models.
-            values["/".join(name.removesuffix(":0").split("/")[-2:])] = item[()]
-
     try:
         with h5py.File(path) as file:
-            file.visititems(keep)
+            # The root holds the layers in files of weights, and this group in those of models.
+            group = file.get("model_weights", file)
+            values = {_h5_entry(name): group[name][()] for name in _h5_names(group)}
     except (OSError, RuntimeError) as error:
         raise WeightsError(
             f"{path} is no HDF5 file or is cut short; get it again ({_first_line(error)})"
         ) from None
     return Source(str(path), "h5", {name: value.shape for name, value in values.items()}, values.__getitem__)
+
+
+def _h5_names(group: Any) -> list[str]:
+    """Return the names of the arrays in an HDF5 group, in the order in which Keras lists their layers."""
+    names: list[str] = []
+    group.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+    layers = [
+        name.decode() if isinstance(name, bytes) else name for name in group.attrs.get("layer_names", ())
+    ]
+    position = {name: i for i, name in enumerate(layers)}
+    return sorted(names, key=lambda name: position.get(name.split("/")[0], len(position)))
+
+
+def _h5_entry(name: str) -> str:
+    """Return layer/kernel for layer/layer/kernel:0."""
+    return "/".join(name.removesuffix(":0").split("/")[-2:])
 
 
 def _first_line(error: Exception) -> str:
