@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -64,6 +64,7 @@ def training_batches(
     augment: Augment | None = None,
     seed: int,
     start_step: int = 0,
+    views: int | None = None,
     max_boxes: int | None = None,
 ) -> tf.data.Dataset:
     """Return endless batches: every epoch all images in a new order; a batch may reach over its end.
@@ -78,6 +79,7 @@ def training_batches(
         augment: changes image and boxes by chance, or None.
         seed: from 0.
         start_step: batches already seen.
+        views: augmentations of an image, shown in turn from epoch to epoch; None makes a new one each time.
         max_boxes: N; None takes the data set's own.
 
     Raises:
@@ -85,9 +87,11 @@ def training_batches(
     """
     if seed < 0 or start_step < 0:
         raise ValueError(f"expected seed and start_step from 0, got {seed} and {start_step}")
+    if views is not None and views < 1:
+        raise ValueError(f"expected at least 1 of the views of an image, got {views}")
 
     def view(position: int) -> View:
-        return training_view(position, len(dataset), seed)
+        return training_view(position, len(dataset), seed, views)
 
     return example_batches(
         dataset,
@@ -104,36 +108,81 @@ def evaluation_batches(
     dataset: DetectionDataset, *, batch_size: int, resize: Resize, max_boxes: int | None = None
 ) -> tf.data.Dataset:
     """Return every image once, in order; the last batch is filled up with copies, whose `image_id` is -1."""
-    images = len(dataset)
-    batches = -(-images // max(batch_size, 1))
+    return _each_once(
+        dataset,
+        len(dataset),
+        lambda entry: View(entry, None),
+        batch_size=batch_size,
+        resize=resize,
+        max_boxes=max_boxes,
+    )
 
-    def view(position: int) -> View:
-        return View(min(position, images - 1), None)
+
+def view_batches(
+    dataset: DetectionDataset,
+    *,
+    views: int,
+    batch_size: int,
+    resize: Resize,
+    augment: Augment | None = None,
+    max_boxes: int | None = None,
+) -> tf.data.Dataset:
+    """Return each of the `views` of every image once, by `training_entry`; filled up as for evaluation."""
+    return _each_once(
+        dataset,
+        len(dataset) * views,
+        lambda entry: _view_of_entry(entry, views),
+        batch_size=batch_size,
+        resize=resize,
+        augment=augment,
+        max_boxes=max_boxes,
+    )
+
+
+def _each_once(
+    dataset: DetectionDataset, entries: int, view: Callable[[int], View], *, batch_size: int, **how: Any
+) -> tf.data.Dataset:
+    batches = -(-entries // max(batch_size, 1))
 
     def mark_copies(number: tf.Tensor, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         positions = number * batch_size + tf.range(batch_size, dtype=tf.int64)
-        return {**batch, "image_id": tf.where(positions < images, batch["image_id"], -1)}
+        return {**batch, "image_id": tf.where(positions < entries, batch["image_id"], -1)}
 
     return (
         example_batches(
             dataset,
             tf.data.Dataset.range(batches * batch_size),
-            view,
+            lambda position: view(min(position, entries - 1)),
             batch_size=batch_size,
-            resize=resize,
-            max_boxes=max_boxes,
+            **how,
         )
         .enumerate()
         .map(mark_copies)
     )
 
 
-def training_view(position: int, images: int, seed: int) -> View:
+def training_view(position: int, images: int, seed: int, views: int | None = None) -> View:
     """Return what training looks at as its `position`-th example: a pure function of its arguments."""
+    if views is not None:
+        return _view_of_entry(training_entry(position, images, seed, views), views)
     epoch, place = divmod(position, images)
     index = _epoch_order(seed, epoch, images)[place]
     augmentation_seed = np.random.SeedSequence([seed, 1, position]).generate_state(1)[0]
     return View(int(index), int(augmentation_seed))
+
+
+def training_entry(position: int, images: int, seed: int, views: int) -> int:
+    """Return the number, below images * `views`, of the view that is training's `position`-th example.
+
+    The views are the same whatever the seed, which says in which order they are shown.
+    """
+    epoch, place = divmod(position, images)
+    return int(_epoch_order(seed, epoch, images)[place]) * views + epoch % views
+
+
+def _view_of_entry(entry: int, views: int) -> View:
+    index, number = divmod(entry, views)
+    return View(index, int(np.random.SeedSequence([2, index, number]).generate_state(1)[0]))
 
 
 @lru_cache(maxsize=4)  # the threads that load are in one epoch, or in two at its end

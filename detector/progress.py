@@ -68,4 +68,6 @@ class Progress:
     def note(self, text: str) -> None:
         """Print a line above the bar, and leave the time it took to come by out of the rates."""
         self._ends.clear()
-        (self._bar.console if self._bar is not None else self._console).print(text)
+        (self._bar.console if self._bar is not None else self._console).print(
+            text, markup=False, soft_wrap=True
+        )

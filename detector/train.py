@@ -19,6 +19,7 @@ from detector.coco_metrics import CocoScores
 from detector.config import Config
 from detector.digest import digests
 from detector.faster_rcnn import FasterRCNN
+from detector.feature_cache import CacheStopped, FeatureCache
 from detector.freeze import FreezePlan
 from detector.freeze_proof import FreezeProof, prove
 from detector.freeze_schedule import FreezeSchedule
@@ -30,6 +31,7 @@ from detector.selectors import select
 
 Batch = Mapping[str, tf.Tensor]
 Step = Callable[[Batch, tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
+NamedLosses = Callable[[Batch, tf.Tensor], dict[str, tf.Tensor]]
 
 
 class NonFiniteLossError(RuntimeError):
@@ -77,6 +79,7 @@ def make_step(
     *,
     clip_norm: float | None,
     l2: Mapping[str, float] | None = None,
+    named_losses: NamedLosses | None = None,
 ) -> Step:
     """Return the training step, a `tf.function` of (batch, seed, learning rate).
 
@@ -90,7 +93,9 @@ def make_step(
         optimizer: with slots for `trained` at least.
         clip_norm: the largest joint norm of the gradients; None for no limit.
         l2: {path prefix: weight} of the L2 loss on trained kernels under the prefix.
+        named_losses: from (batch, seed) to the losses; None takes `model.named_losses`.
     """
+    named_losses = named_losses or model.named_losses
     regularized = [
         (weight, variable)
         for prefix, weight in (l2 or {}).items()
@@ -105,7 +110,7 @@ def make_step(
         # Only what trains is watched: nothing before the first trained variable is differentiated.
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            losses = model.named_losses(batch, seed)
+            losses = named_losses(batch, seed)
             if regularized:
                 # slim's and TensorFlow's L2 loss: half the sum of squares.
                 losses["l2"] = tf.add_n(
@@ -126,9 +131,10 @@ def make_step(
 def fit(
     model: FasterRCNN,
     plan: FreezePlan | FreezeSchedule,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch] | Callable[[int], Iterable[Batch]],
     config: Config,
     *,
+    cache: FeatureCache | None = None,
     run: RunLog | None = None,
     evaluate: Callable[[], CocoScores] | None = None,
     categories: list[dict[str, Any]] | None = None,
@@ -144,8 +150,10 @@ def fit(
         model: with its starting weights.
         plan: of this model, or a schedule of several; applied here.
         batches: element k is the batch of step k, counted from `resume_from.step` (or 0); any `tf.data` set
-            of the design's section 4 will do.
+            of the design's section 4 will do.  Or a function from a step to such batches from there on.
         config: its `train` section, and the L2 weights of its model.
+        cache: trains from kept features in every freeze stage that leaves a prefix of the model as it is;
+            `batches` must be a function then.
         run: where metrics and checkpoints go; None keeps nothing.
         evaluate: scores the model as it stands; called every `train.evaluate_every` steps and at the end.
         categories: [{"id", "name"}] of the data set, for the checkpoints; numbered from 1 where left out.
@@ -157,9 +165,15 @@ def fit(
         NonFiniteLossError: a loss is not finite; the last checkpoint is untouched.
         FreezeProofError: a frozen variable moved.
         Interrupted: the run was asked to stop, and is saved.
+        TypeError: there is a cache, and `batches` is not a function.
         ValueError: `batches` ended before the last step, or a selector of `lr_factors` matches nothing.
     """
     settings = config.train
+    if cache is not None and not callable(batches):
+        raise TypeError(
+            "a run with a feature cache may need its batches from any step on: "
+            f"expected a function from a step to batches, got {type(batches).__name__}"
+        )
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
     schedule = plan if isinstance(plan, FreezeSchedule) else FreezeSchedule.of(plan)
@@ -185,16 +199,28 @@ def fit(
     def frozen_in(stage: int) -> dict[str, tf.Variable]:
         return {path: variables[path] for path in schedule.stages[stage].plan.frozen}
 
-    def traced_step(stage: int) -> Step:
+    uncached: Iterator[Batch] | None = None
+
+    def begin(stage: int) -> tuple[Step, Iterator[Batch]]:
+        """Return the step of a freeze stage, to be traced, and its batches from the present step on."""
+        nonlocal uncached
         plan = schedule.stages[stage].plan
         plan.apply(model.components)
-        return make_step(
+        kept = cache.open(model, plan, progress.note, stop) if cache is not None else None
+        if kept is not None:
+            uncached, source = None, iter(kept.batches(settings.batch_size, at.step))
+        else:
+            source = uncached or iter(batches(at.step) if callable(batches) else batches)
+            uncached = source
+        step = make_step(
             model,
             {path: variables[path] for path in plan.trained},
             optimizer,
             clip_norm=settings.clip_norm,
             l2={"rpn": config.model.rpn.l2, "box_classifier/predictor": config.model.box_classifier.l2},
+            named_losses=kept.named_losses if kept is not None else None,
         )
+        return step, source
 
     def prove_stage() -> FreezeProof:
         """Prove the present freeze stage; what is proved is written before a failure is raised."""
@@ -226,22 +252,29 @@ def fit(
         run.keep_newest(settings.keep_checkpoints)
 
     stopped_early = False
-    source = iter(batches)
-    step = traced_step(at.stage) if at.stage is not None else None
+    step: Step | None = None
     with (
         Progress(at.step, settings.steps, settings.batch_size, settings.log_every, show_progress) as progress,
         _stop_requests() as stop,
     ):
         while at.step < settings.steps and not stopped_early:
             stage = schedule.index_at(at.step)
-            if step is None or stage != at.stage:
+            if stage != at.stage:
                 if at.stage is not None:
                     proof = prove_stage()
                     at = replace(at, proofs=[*at.proofs, proof.to_dict()])
                     progress.note(proof.summary())
                     progress.note(f"step {at.step}: freeze stage {stage + 1} of {len(schedule.stages)}")
                 at = replace(at, stage=stage, frozen_digests=digests(frozen_in(stage)))
-                step = traced_step(stage)
+                step = None
+            if step is None:
+                try:
+                    step, source = begin(stage)
+                except CacheStopped:
+                    save()
+                    raise Interrupted(f"stopped at step {at.step} of {settings.steps}") from None
+                if run is not None:
+                    run.note(at.step, "freeze_plan", schedule.describe(stage))
 
             batch = _next_batch(source, at.step)
             learning_rate = rate(at.step) * schedule.stages[stage].rate_factor(at.step)

@@ -16,7 +16,9 @@ from data.pipeline import (
     load_example,
     plain_errors,
     training_batches,
+    training_entry,
     training_view,
+    view_batches,
 )
 from detector.resizer import FixedShapeResizer, KeepAspectRatioResizer, to_canvas
 
@@ -72,6 +74,10 @@ def dataset(make_dataset):
 
 def take(batches, count):
     return [{key: value.numpy() for key, value in batch.items()} for batch in batches.take(count)]
+
+
+def rows_of(batch):
+    return [{key: value[row] for key, value in batch.items()} for row in range(len(batch["image_id"]))]
 
 
 def assert_equal(batches, others):
@@ -335,3 +341,33 @@ def test_wrong_arguments(dataset):
         evaluation_batches(dataset, batch_size=0, resize=FIXED)
     with pytest.raises(ValueError, match="seed and start_step from 0, got -1 and 0"):
         training_batches(dataset, batch_size=2, resize=FIXED, seed=-1)
+
+
+def test_views_are_shown_in_turn_and_are_the_same_for_every_seed():
+    def epochs(seed):
+        shown = [training_view(position, 7, seed, views=2) for position in range(28)]
+        return [shown[start : start + 7] for start in range(0, 28, 7)]
+
+    first, second, third, fourth = (set(epoch) for epoch in epochs(0))
+    assert {view.index for view in first} == set(range(7))
+    assert first == third and second == fourth and not first & second
+    assert len({view.augmentation_seed for view in first | second}) == 14
+    assert [set(epoch) for epoch in epochs(1)] == [first, second, third, fourth]
+    assert epochs(1) != epochs(0) and epochs(0)[0] != epochs(0)[2]
+
+
+def test_view_batches_hold_what_training_sees(dataset):
+    how = {"batch_size": 2, "resize": FIXED, "augment": Augmentation([{"name": "HorizontalFlip", "p": 0.5}])}
+    entries = [row for batch in take(view_batches(dataset, views=3, **how), -1) for row in rows_of(batch)]
+    real = [row for row in entries if row["image_id"] >= 0]
+    assert len(real) == 3 * len(dataset) and len(entries) - len(real) < 2
+    seen = take(training_batches(dataset, seed=4, views=3, **how), 6)
+    for position, row in enumerate(row for batch in seen for row in rows_of(batch)):
+        kept = real[training_entry(position, len(dataset), 4, 3)]
+        assert_equal([row], [kept])
+    assert position > len(dataset)
+
+
+def test_no_views_are_refused(dataset):
+    with pytest.raises(ValueError, match="at least 1 of the views of an image, got 0"):
+        training_batches(dataset, batch_size=1, resize=FIXED, seed=0, views=0)

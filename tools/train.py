@@ -6,14 +6,24 @@ python tools/train.py --resume runs/shapes-001
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import command_line
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from data.augment import Augmentation
+    from data.dataset import DetectionDataset
+    from detector.config import Config
+    from detector.feature_cache import FeatureCache
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,6 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--run", type=Path, metavar="DIR", help="the run's folder (default: runs/NAME-001, …)"
     )
     parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with a run that was cut off")
+    parser.add_argument(
+        "--cache-limit",
+        type=float,
+        metavar="GB",
+        help="with train.cache=features, the budget of all kept features (train.cache_limit_gb)",
+    )
     parser.add_argument("--no-progress", action="store_true", help="print lines instead of a bar, for logs")
     arguments = parser.parse_args(argv)
     return command_line.run(lambda: _train(arguments))
@@ -52,6 +68,8 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.resume:
         config = load(_resumable(arguments.resume))
     else:
+        if arguments.cache_limit is not None:
+            arguments.set.append(f"train.cache_limit_gb={arguments.cache_limit}")
         config = command_line.load_config(arguments)
     train_set = command_line.read_source(
         command_line.require_source(config.data.train, "data.train"),
@@ -86,6 +104,7 @@ def _train(arguments: argparse.Namespace) -> int:
         run.write_json("environment.json", environment())
 
     resizer = build_resizer(config.model)
+    augment = command_line.build_augmentation(config)
     command_line.print_schedule(console, config, model, schedule)
     console.print(f"run folder: {run.folder}", markup=False, soft_wrap=True)
 
@@ -108,15 +127,17 @@ def _train(arguments: argparse.Namespace) -> int:
             result = fit(
                 model,
                 schedule,
-                training_batches(
+                lambda step: training_batches(
                     train_set,
                     batch_size=config.train.batch_size,
                     resize=to_canvas(resizer),
-                    augment=command_line.build_augmentation(config),
+                    augment=augment,
                     seed=config.train.seed,
-                    start_step=resume_from.step if resume_from else 0,
+                    start_step=step,
+                    views=config.train.views,
                 ),
                 config,
+                cache=feature_cache(config, train_set, augment) if config.train.cache == "features" else None,
                 run=run,
                 evaluate=evaluator,
                 categories=[{"id": c.id, "name": c.name} for c in train_set.categories],
@@ -141,6 +162,49 @@ def _train(arguments: argparse.Namespace) -> int:
     console.print(result.proof.summary(), markup=False, soft_wrap=True)
     console.print(f"next: python tools/export.py {run.folder}", markup=False, soft_wrap=True)
     return 0
+
+
+def feature_cache(
+    config: "Config", train_set: "DetectionDataset", augment: "Augmentation | None"
+) -> "FeatureCache":
+    """Return the cache that the configuration asks for, of the views of the training examples."""
+    import albumentations
+
+    from data.pipeline import training_entry, view_batches
+    from detector.builder import build_resizer
+    from detector.feature_cache import ExampleViews, FeatureCache
+    from detector.resizer import to_canvas
+
+    settings, resizer = config.train, build_resizer(config.model)
+    views = settings.views or 1
+    has_one_canvas = None not in resizer.canvas_hw
+
+    def batches() -> "tf.data.Dataset":
+        return view_batches(
+            train_set,
+            views=views,
+            batch_size=settings.batch_size if has_one_canvas else 1,
+            resize=to_canvas(resizer),
+            augment=augment,
+        )
+
+    def entry_at(position: int) -> int:
+        return training_entry(position, len(train_set), settings.seed, views)
+
+    made_of = {
+        "examples": train_set.digest(),
+        "augment": [config.data.augment, config.data.min_visibility, albumentations.__version__],
+        "resizer": config.model.resizer.model_dump(mode="json"),
+        "views": views,
+    }
+    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    return FeatureCache(
+        settings.cache_folder,
+        ExampleViews(batches, len(train_set) * views, entry_at, key),
+        limit_bytes=int(settings.cache_limit_gb * 1e9),
+        storage=settings.cache_storage,
+        model_config=config.model.model_dump(mode="json"),
+    )
 
 
 def _new_folder(wanted: Path | None, config: Path | None) -> Path:

@@ -1,0 +1,323 @@
+"""Frozen features, computed once per example and kept on disk, and batches of them to train from.
+
+A cache is a folder named after the digest of all that its contents depend on: the frozen variables' values,
+the model's configuration, where the prefix is cut, the examples and their augmentation, and the storage.  So
+a stale one cannot be used: it has another name.  In it:
+
+    cache.json   the fields with their dtypes, and what the cache was made of
+    NAME.bin     one field's values, example after example
+    NAME.npy     int64 [entries, 1 + rank]: where each example's value begins, and its shape
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tensorflow as tf
+
+from detector.digest import digests
+from detector.faster_rcnn import FasterRCNN
+from detector.freeze import FreezePlan
+from detector.frozen_prefix import FrozenPrefix, Sizes, find_cut
+
+_FORMAT = 1
+_PAGE = "cache.json"
+# Kept at the precision asked for; all else (boxes, logits, labels) as it is.
+_FEATURES = ("features", "crop_features")
+# A batch's entries that are kept beside the outputs.  Not the image: it is what the outputs stand for.
+_LABELS = ("image_size_hw", "boxes_yxyx", "classes", "is_crowd", "image_id", "original_size_hw")
+
+Batch = Mapping[str, tf.Tensor]
+
+
+class CacheTooLargeError(ValueError):
+    """The features would not fit into the limit; the message says what would help."""
+
+
+class CacheStopped(RuntimeError):  # noqa: N818 - it is no error: it was asked for
+    """Computing features was stopped; nothing is kept of what was half done."""
+
+
+@dataclass(frozen=True)
+class ExampleViews:
+    """The fixed set of examples that a cache is made of: every image in each of its augmentations.
+
+    `batches()` yields every entry once, in order, in batches of the design's section 4, of which rows with a
+    negative `image_id` fill up the last; `entries` is their number; `entry_at(position)` says which is
+    training's `position`-th; `key` is a digest of images, labels, augmentation and canvas.
+    """
+
+    batches: Callable[[], Iterable[Batch]]
+    entries: int
+    entry_at: Callable[[int], int]
+    key: str
+
+
+class FeatureCache:
+    """Keeps outputs of frozen prefixes in a folder, within a budget."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        views: ExampleViews,
+        *,
+        limit_bytes: int,
+        storage: Literal["float32", "float16"] = "float32",
+        model_config: Mapping[str, Any],
+    ):
+        """Keep features of `views` under `folder`.
+
+        Args:
+            folder: of all caches; those longest unused are deleted where the budget asks for it.
+            views: the examples.
+            limit_bytes: the budget of `folder`.
+            storage: the dtype of the features on disk; float16 takes half the room, at a relative error of
+                up to 5e-4.  Features computed in bfloat16 are kept as they are.
+            model_config: the model's configuration, part of the key: what it says besides the variables'
+                values (precision, anchors, numbers of proposals) changes what is computed.
+        """
+        self._folder = Path(folder)
+        self._views = views
+        self._limit = limit_bytes
+        self._storage = storage
+        self._model_config = dict(model_config)
+
+    def open(
+        self,
+        model: FasterRCNN,
+        plan: FreezePlan,
+        note: Callable[[str], None],
+        is_stopped: Callable[[], bool] = lambda: False,
+    ) -> "CachedFeatures | None":
+        """Return the outputs of the plan's frozen prefix on every entry, computing what is not there yet.
+
+        Args:
+            model: with its present values.
+            plan: of this model, applied.
+            note: is told what is computed, or why nothing is.
+            is_stopped: asked between batches; once it is true, what is half done is thrown away.
+
+        Returns:
+            None if the plan freezes no prefix, or if the features do not fit into the budget.
+
+        Raises:
+            CacheStopped: it was stopped.
+        """
+        cut = find_cut(model, plan)
+        if cut is None:
+            note("no features to cache: what comes first in the model trains")
+            return None
+        prefix = FrozenPrefix(model, cut)
+        parts = {
+            "format": _FORMAT,
+            "tensorflow": tf.__version__,
+            "examples": self._views.key,
+            "entries": self._views.entries,
+            "model": self._model_config,
+            "cut": list(cut.paths),
+            "storage": self._storage,
+            "variables": digests(prefix.variables),
+        }
+        name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+        place = self._folder / name
+        if (place / _PAGE).is_file():
+            (place / _PAGE).touch()
+            note(f"features {cut}: {_gigabytes(_size(place))} in {place}, made before")
+        else:
+            try:
+                self._make(prefix, place, parts, is_stopped)
+            except CacheTooLargeError as error:
+                note(f"features {cut} are computed at every step: {error}")
+                return None
+            note(
+                f"features {cut}: {_gigabytes(_size(place))} in {place}, "
+                f"computed once for {self._views.entries} examples"
+            )
+        return CachedFeatures(place, prefix, self._views.entry_at)
+
+    def _make(
+        self,
+        prefix: FrozenPrefix,
+        place: Path,
+        parts: Mapping[str, Any],
+        is_stopped: Callable[[], bool],
+    ) -> None:
+        """Compute into a folder of another name, so that `place` is there only when it is complete."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=self._folder))
+        try:
+            self._compute(prefix, partial, parts, is_stopped)
+            partial.rename(place)
+        except OSError:
+            # Another run was faster: its cache has the same contents.
+            if not (place / _PAGE).is_file():
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _compute(
+        self, prefix: FrozenPrefix, folder: Path, parts: Mapping[str, Any], is_stopped: Callable[[], bool]
+    ) -> None:
+        outputs = tf.function(prefix.outputs, reduce_retracing=True)
+        dtypes: dict[str, str] = {}
+        with ExitStack() as files:
+            writers: dict[str, _FieldWriter] = {}
+            for batch in self._views.batches():
+                if is_stopped():
+                    raise CacheStopped
+                values = outputs(batch["image"], batch["image_size_hw"])
+                values = {**values, **{label: batch[label] for label in _LABELS}}
+                is_first = not writers
+                is_entry = batch["image_id"].numpy() >= 0
+                for field, value in values.items():
+                    stored = self._stored(field, value)
+                    if field not in writers:
+                        dtypes[field] = value.dtype.name
+                        writers[field] = files.enter_context(_FieldWriter(folder, field, stored.dtype.name))
+                    for row in stored[is_entry]:
+                        writers[field].append(row)
+                if is_first:
+                    self._make_room(sum(writer.bytes for writer in writers.values()), int(is_entry.sum()))
+        fields = {name: {"dtype": dtypes[name], "stored": w.dtype} for name, w in writers.items()}
+        (folder / _PAGE).write_text(json.dumps({"fields": fields, **parts}, indent=1), encoding="utf-8")
+
+    def _stored(self, field: str, value: tf.Tensor) -> np.ndarray:
+        if field in _FEATURES and self._storage == "float16" and value.dtype == tf.float32:
+            largest = float(np.finfo(np.float16).max)
+            value = tf.cast(tf.clip_by_value(value, -largest, largest), tf.float16)
+        return value.numpy()
+
+    def _make_room(self, batch_bytes: int, batch_entries: int) -> None:
+        """Delete the caches longest unused until this one fits, judged by its first batch."""
+        needed = -(-batch_bytes * self._views.entries // batch_entries)
+        free = shutil.disk_usage(self._folder).free + batch_bytes
+        what = f"the features of {self._views.entries} examples take {_gigabytes(needed)}"
+        remedy = "use fewer views, store float16, or freeze further"
+        if needed > self._limit:
+            raise CacheTooLargeError(
+                f"{what}, and the limit is {_gigabytes(self._limit)}: raise train.cache_limit_gb, {remedy}"
+            )
+        others = sorted(self._folder.glob(f"*/{_PAGE}"), key=lambda page: page.stat().st_mtime)
+        taken = {page.parent: _size(page.parent) for page in others}
+        while taken and sum(taken.values()) + needed > self._limit:
+            oldest = next(iter(taken))
+            free += taken.pop(oldest)
+            shutil.rmtree(oldest)
+        if needed > free:
+            raise CacheTooLargeError(
+                f"{what}, but the disk has {_gigabytes(free)} left: name another train.cache_folder, {remedy}"
+            )
+
+
+class CachedFeatures:
+    """What was kept, memory-mapped: batches to train from, and their losses."""
+
+    def __init__(self, folder: Path, prefix: FrozenPrefix, entry_at: Callable[[int], int]):
+        fields = json.loads((folder / _PAGE).read_text(encoding="utf-8"))["fields"]
+        self._dtypes = {name: tf.as_dtype(field["dtype"]) for name, field in fields.items()}
+        self._fields = {n: _Field(folder, n, tf.as_dtype(field["stored"])) for n, field in fields.items()}
+        self._prefix = prefix
+        self._entry_at = entry_at
+
+    def named_losses(self, batch: Batch, seed: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Return what `FasterRCNN.named_losses` does, for one of the `batches`."""
+        return self._prefix.named_losses(batch, seed, self.sizes)
+
+    @cached_property
+    def sizes(self) -> Sizes | None:
+        """The canvas's and the features' size where all examples have the same."""
+        canvas_hw, grid_hw = (self._fields[field].constant() for field in ("canvas_hw", "grid_hw"))
+        if canvas_hw is None or grid_hw is None:
+            return None
+        return Sizes(canvas_hw.tolist(), grid_hw.tolist())
+
+    def batches(self, batch_size: int, start_step: int = 0) -> tf.data.Dataset:
+        """Return endless batches, of the entries that training sees from `start_step` on."""
+        names = list(self._fields)
+
+        def read(positions: np.ndarray) -> list[np.ndarray]:
+            entries = [self._entry_at(int(position)) for position in positions]
+            return [np.stack([self._fields[name][entry] for entry in entries]) for name in names]
+
+        def load(positions: tf.Tensor) -> dict[str, tf.Tensor]:
+            # Stateless, as in the input pipeline: so that deterministic operations leave it parallel.
+            stored = [self._fields[name].dtype for name in names]
+            values = tf.numpy_function(read, [positions], stored, stateful=False)
+            return {
+                name: tf.cast(
+                    tf.ensure_shape(value, [batch_size, *self._fields[name].static_shape]), self._dtypes[name]
+                )
+                for name, value in zip(names, values, strict=True)
+            }
+
+        return (
+            tf.data.Dataset.counter(start_step * batch_size)
+            .batch(batch_size, drop_remainder=True)
+            .map(load, num_parallel_calls=2, deterministic=True)
+            .prefetch(4)
+        )
+
+
+class _FieldWriter:
+    def __init__(self, folder: Path, name: str, dtype: str):
+        self.dtype = dtype
+        self.bytes = 0
+        self._index: list[list[int]] = []
+        self._index_path = folder / f"{name}.npy"
+        self._file = open(folder / f"{name}.bin", "wb")  # noqa: SIM115 - closed by `__exit__`
+
+    def __enter__(self) -> "_FieldWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+        np.save(self._index_path, np.array(self._index, np.int64))
+
+    def append(self, value: np.ndarray) -> None:
+        self._index.append([self.bytes, *value.shape])
+        self.bytes += self._file.write(np.ascontiguousarray(value).tobytes())
+
+
+class _Field:
+    """One field's values, by entry."""
+
+    def __init__(self, folder: Path, name: str, dtype: tf.DType):
+        self.dtype = dtype
+        self._numpy_dtype = np.dtype(dtype.as_numpy_dtype)
+        index = np.load(folder / f"{name}.npy")
+        self._starts, self._shapes = index[:, 0], index[:, 1:]
+        path = folder / f"{name}.bin"
+        self._bytes = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
+
+    def __getitem__(self, entry: int) -> np.ndarray:
+        shape = self._shapes[entry]
+        start = self._starts[entry]
+        size = int(np.prod(shape)) * self._numpy_dtype.itemsize
+        return self._bytes[start : start + size].view(self._numpy_dtype).reshape(shape)
+
+    @property
+    def static_shape(self) -> list[int | None]:
+        """The shape of every entry's value, None where they differ."""
+        same = (self._shapes == self._shapes[:1]).all(axis=0)
+        return [int(size) if is_same else None for size, is_same in zip(self._shapes[0], same, strict=True)]
+
+    def constant(self) -> np.ndarray | None:
+        """The value of every entry where they are the same."""
+        first = self[0]
+        return first if all(np.array_equal(first, self[i]) for i in range(len(self._starts))) else None
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -1,0 +1,299 @@
+"""Training from kept features is training: the same losses, and never from stale ones."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from detector import checkpoint
+from detector.config import ConfigError, FreezeStageConfig
+from detector.feature_cache import CacheStopped, ExampleViews, FeatureCache
+from detector.freeze import resolve, rows_of
+from detector.freeze_schedule import resolve_schedule
+from detector.run_log import RunLog
+from detector.train import Interrupted, fit
+
+ENTRIES = 5
+HEADS = ["feature_extractor"]
+PREDICTOR_ONLY = ["feature_extractor", "rpn", "box_classifier/tower"]
+
+
+def plan_of(model, freeze):
+    return resolve(rows_of(model.components, restored=model.variables_by_path), freeze, batch_norm="update")
+
+
+def entry_at(position):
+    return (3 * position + position // ENTRIES) % ENTRIES
+
+
+@pytest.fixture
+def examples(make_batch):
+    """Return five examples, one by one."""
+    return [make_batch(100 + entry, batch_size=1) for entry in range(ENTRIES)]
+
+
+def joined(rows):
+    return {key: tf.concat([row[key] for row in rows], axis=0) for key in rows[0]}
+
+
+@pytest.fixture
+def views(examples):
+    """Return a function from a key to the five examples as views; `passes` counts how often all were read."""
+
+    def make(key="five", batch_size=2, rows=examples):
+        def batches():
+            make.passes += 1
+            for start in range(0, len(rows), batch_size):
+                chunk = rows[start : start + batch_size]
+                copies = [{**rows[-1], "image_id": tf.constant([-1], tf.int64)}] * (batch_size - len(chunk))
+                yield joined(chunk + copies)
+
+        return ExampleViews(batches, len(rows), entry_at, key)
+
+    make.passes = 0
+    return make
+
+
+@pytest.fixture
+def uncached(examples):
+    """Return a function from a step to the batches from there on, of the same examples."""
+
+    def from_step(step, batch_size=2):
+        while True:
+            positions = range(step * batch_size, (step + 1) * batch_size)
+            yield joined([examples[entry_at(position)] for position in positions])
+            step += 1
+
+    return from_step
+
+
+@pytest.fixture
+def cache_of(tmp_path, views, tiny_config):
+    """Return a function that makes a cache of the five examples."""
+
+    def make(key="five", limit_bytes=10**9, batch_size=2, **how):
+        return FeatureCache(
+            tmp_path / "features",
+            views(key, batch_size),
+            limit_bytes=limit_bytes,
+            model_config=tiny_config().model.model_dump(mode="json"),
+            **how,
+        )
+
+    return make
+
+
+def losses_of(run):
+    names = ("rpn_box", "rpn_objectness", "box", "class", "gradient_norm")
+    return [[row[name] for name in names] for row in run.read_metrics()]
+
+
+def folders(tmp_path):
+    return sorted((tmp_path / "features").iterdir())
+
+
+@pytest.mark.parametrize("freeze", [HEADS, PREDICTOR_ONLY])
+def test_the_losses_are_those_without_the_cache(
+    freeze, tiny_model, tiny_config, cache_of, uncached, tmp_path
+):
+    config = tiny_config("train.steps=2")
+    runs = []
+    for name, cache in (("with", cache_of()), ("without", None)):
+        model, run = tiny_model(), RunLog(tmp_path / name)
+        result = fit(model, plan_of(model, freeze), uncached, config, cache=cache, run=run)
+        assert result.proof.holds
+        runs.append(losses_of(run))
+    np.testing.assert_allclose(runs[0][0], runs[1][0], rtol=1e-5)
+    # At the second step the weights differ by the rounding of the first.
+    np.testing.assert_allclose(runs[0], runs[1], rtol=1e-3)
+    assert len(folders(tmp_path)) == 1
+
+
+def test_a_cache_is_computed_once_and_used_again(tiny_model, cache_of, views, tmp_path):
+    model = tiny_model()
+    notes = []
+    for _ in range(2):
+        assert cache_of().open(model, plan_of(model, HEADS), notes.append) is not None
+    assert views.passes == 1
+    assert "computed once for 5 examples" in notes[0] and "made before" in notes[1]
+
+
+@pytest.mark.parametrize("change", ["frozen weight", "examples", "cut", "storage", "model", "trained weight"])
+def test_whatever_the_features_depend_on_makes_another_cache(change, tiny_model, cache_of, views, tmp_path):
+    model = tiny_model()
+    cache_of().open(model, plan_of(model, HEADS), print)
+    variables = model.variables_by_path
+    other = cache_of(
+        key="six" if change == "examples" else "five",
+        storage="float16" if change == "storage" else "float32",
+    )
+    if change == "frozen weight":
+        variables["feature_extractor/Mixed_3b/Branch_0/Conv2d_0a_1x1/BatchNorm/moving_mean"].assign_add(
+            [1e-6] * 6
+        )
+    elif change == "trained weight":
+        variables["rpn/conv/bias"].assign_add([1.0] * 8)
+    elif change == "model":
+        other._model_config["precision"] = "bfloat16"
+    freeze = ["feature_extractor[:Mixed_4c]"] if change == "cut" else HEADS
+    other.open(model, plan_of(model, freeze), print)
+    is_other = change != "trained weight"
+    assert views.passes == 1 + is_other
+    assert len(folders(tmp_path)) == 1 + is_other
+
+
+def test_a_plan_without_a_frozen_prefix_has_nothing_to_cache(tiny_model, cache_of, views):
+    model, notes = tiny_model(), []
+    assert cache_of().open(model, plan_of(model, ["rpn"]), notes.append) is None
+    assert notes == ["no features to cache: what comes first in the model trains"]
+    assert views.passes == 0
+
+
+def test_features_beyond_the_limit_are_not_kept(
+    tiny_model, tiny_config, cache_of, uncached, tmp_path, capsys
+):
+    model = tiny_model()
+    result = fit(
+        model, plan_of(model, HEADS), uncached, tiny_config("train.steps=1"), cache=cache_of(limit_bytes=1000)
+    )
+    assert result.step == 1 and not folders(tmp_path)
+    said = capsys.readouterr().out
+    assert "computed at every step: the features of 5 examples take" in said
+    assert "raise train.cache_limit_gb" in said
+
+
+def test_the_cache_longest_unused_makes_room(tiny_model, cache_of, tmp_path):
+    model = tiny_model()
+    plan = plan_of(model, HEADS)
+    cache_of("first").open(model, plan, print)
+    (first,) = folders(tmp_path)
+    size = sum(path.stat().st_size for path in first.iterdir())
+    (first / "cache.json").touch()
+    cache_of("second", limit_bytes=2 * size).open(model, plan, print)
+    assert first in folders(tmp_path) and len(folders(tmp_path)) == 2
+    cache_of("first").open(model, plan, print)  # used again, so that the second is now the older one
+    cache_of("third", limit_bytes=2 * size).open(model, plan, print)
+    assert first in folders(tmp_path) and len(folders(tmp_path)) == 2
+
+
+def test_a_stopped_computation_leaves_nothing(tiny_model, cache_of, tmp_path):
+    model = tiny_model()
+    with pytest.raises(CacheStopped):
+        cache_of().open(model, plan_of(model, HEADS), print, is_stopped=lambda: True)
+    assert not folders(tmp_path)
+
+
+def test_float16_takes_half_the_room(tiny_model, cache_of, tmp_path):
+    model, seed = tiny_model(), tf.constant([0, 0])
+    losses = []
+    for storage in ("float32", "float16"):
+        kept = cache_of(storage=storage).open(model, plan_of(model, HEADS), print)
+        batch = next(iter(kept.batches(2)))
+        assert batch["features"].dtype == tf.float32
+        losses.append({name: float(loss) for name, loss in kept.named_losses(batch, seed).items()})
+    small, large = sorted((folder / "features.bin").stat().st_size for folder in folders(tmp_path))
+    assert large == 2 * small
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2) and losses[1] != losses[0]
+
+
+def test_canvases_may_differ_where_a_batch_has_one_example(tiny_model, cache_of, views, make_batch, tmp_path):
+    model, seed = tiny_model(), tf.constant([0, 0])
+    rows = [make_batch(entry, batch_size=1, side=64 + 16 * (entry % 2)) for entry in range(ENTRIES)]
+    cache = FeatureCache(tmp_path, views("uneven", 1, rows), limit_bytes=10**9, model_config={})
+    plan = plan_of(model, ["feature_extractor", "rpn"])
+    plan.apply(model.components)
+    kept = cache.open(model, plan, print)
+    assert kept.sizes is None
+    for step, batch in zip(range(4), kept.batches(1), strict=False):
+        expected = model.named_losses(rows[entry_at(step)], seed)
+        found = kept.named_losses(batch, seed)
+        assert [float(v) for v in found.values()] == pytest.approx(
+            [float(v) for v in expected.values()], rel=1e-5
+        )
+
+
+def test_a_schedule_takes_every_stage_from_its_own_features(
+    tiny_model, tiny_config, cache_of, uncached, tmp_path, views
+):
+    """The predictor alone, then both heads: as without the cache, and resumable."""
+    config = tiny_config("train.steps=4", "train.checkpoint_every=1")
+    stages = [FreezeStageConfig(from_step=2, unfreeze=("rpn", "box_classifier"))]
+
+    def schedule_of(model):
+        rows = rows_of(model.components, restored=model.variables_by_path)
+        first = tiny_config().freeze.model_copy(update={"freeze": tuple(PREDICTOR_ONLY)})
+        return resolve_schedule(rows, first, stages, batch_norm="update", steps=4)
+
+    runs = {name: RunLog(tmp_path / name) for name in ("with", "without", "cut")}
+    for name, cache in (("with", cache_of()), ("without", None)):
+        model = tiny_model()
+        fit(model, schedule_of(model), uncached, config, cache=cache, run=runs[name])
+    np.testing.assert_allclose(losses_of(runs["with"]), losses_of(runs["without"]), rtol=1e-3)
+
+    cache = cache_of()
+    open_cache = cache.open
+
+    def open_for_three_steps(*arguments, **how):
+        kept = open_cache(*arguments, **how)
+        whole = kept.batches
+        kept.batches = lambda batch_size, start_step: whole(batch_size, start_step).take(3 - start_step)
+        return kept
+
+    cache.open = open_for_three_steps
+    model = tiny_model()
+    with pytest.raises(ValueError, match="batches ended before step 3"):
+        fit(model, schedule_of(model), uncached, config, cache=cache, run=runs["cut"])
+    info = checkpoint.read_info(runs["cut"].last)
+    assert info.step == 3
+    model = tiny_model(seed=9)
+    fit(model, schedule_of(model), uncached, config, cache=cache_of(), run=runs["cut"], resume_from=info)
+    assert losses_of(runs["cut"]) == losses_of(runs["with"])
+    assert views.passes == 2  # the features behind the tower and those of the feature extractor, once each
+
+
+def test_a_stop_request_while_features_are_computed_saves_the_run(
+    tiny_model, tiny_config, cache_of, uncached, tmp_path, monkeypatch
+):
+    model, run = tiny_model(), RunLog(tmp_path / "run")
+
+    def stopped(*arguments, **how):
+        raise CacheStopped
+
+    cache = cache_of()
+    monkeypatch.setattr(cache, "open", stopped)
+    with pytest.raises(Interrupted, match="stopped at step 0 of 3"):
+        fit(model, plan_of(model, HEADS), uncached, tiny_config(), cache=cache, run=run)
+    assert checkpoint.read_info(run.last).step == 0
+
+
+def test_a_cache_needs_batches_from_any_step(tiny_model, tiny_config, cache_of, uncached):
+    model = tiny_model()
+    with pytest.raises(TypeError, match="expected a function from a step to batches, got generator"):
+        fit(model, plan_of(model, HEADS), uncached(0), tiny_config(), cache=cache_of())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (['data.augment=[{"name": "HorizontalFlip"}]'], "set train.views"),
+        (
+            ['model.resizer={"kind": "keep_aspect_ratio"}'],
+            "needs one canvas for all images: set model.resizer.pad",
+        ),
+    ],
+)
+def test_what_cannot_be_cached_is_refused(overrides, message, tiny_config):
+    with pytest.raises(ConfigError, match=message):
+        tiny_config("train.cache=features", *overrides)
+
+
+def test_the_page_says_what_a_cache_was_made_of(tiny_model, cache_of, tmp_path):
+    model = tiny_model()
+    cache_of().open(model, plan_of(model, ["feature_extractor", "rpn"]), print)
+    page = json.loads((folders(tmp_path)[0] / "cache.json").read_text())
+    assert page["cut"][-1] == "rpn" and page["entries"] == ENTRIES
+    assert page["fields"]["features"] == {"dtype": "float32", "stored": "float32"}
+    assert set(page["variables"]) == {
+        p for p in model.variables_by_path if not p.startswith("box_classifier")
+    }
