@@ -1,60 +1,20 @@
 """The page, from hand-made runs: no training."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from test_paired_interval import detections, labels
+from test_sweep import TRUTH, VARIANTS, result_of, run_of
 
-from detector.coco_metrics import score
-from detector.sweep import RunRecord, Variant, compare, disagreements
+from detector.sweep import compare
 from detector.sweep_advice import advise
-from detector.sweep_report import draw_picture, pareto_front, report
-
-# Chance to find an object, seconds per step: the rest of a run's record follows from them.
-VARIANTS = {
-    "none": ("none", 0.80, 0.300),
-    "feature_extractor": ("feature_extractor", 0.55, 0.150),
-    "rpn": ("rpn", 0.79, 0.270),
-    "box_classifier": ("box_classifier", 0.68, 0.250),
-    "feature_extractor+rpn": ("feature_extractor,rpn", 0.50, 0.120),
-    "through-Mixed_3c": ("feature_extractor[:Mixed_3c]", 0.80, 0.210),
-    "through-Mixed_4c": ("feature_extractor[:Mixed_4c]", 0.74, 0.170),
-    "tower": ("box_classifier/tower", 0.83, 0.260),
-}
-TRUTH = labels(1, images=60)
-
-
-def run_of(variant, seed, truth=TRUTH):
-    _, chance, step_seconds = VARIANTS[variant]
-    found = detections(truth, [list(VARIANTS).index(variant) if seed else 0, seed], chance, false_per_image=1)
-    scores = score(truth, found)
-    steps = np.arange(10, 201, 10)
-    metrics = [
-        {"step": int(step), "loss": float(2 / (1 + chance * step / 20) + 0.05 * seed)} for step in steps
-    ]
-    metrics += [
-        {"step": int(step), "evaluation/AP": (scores.AP or 0) * (1 - 2 ** (-step / 40))}
-        for step in steps[4::5]
-    ]
-    return RunRecord(
-        seed=seed,
-        numbers=scores.numbers(),
-        classes=scores.AP_per_class,
-        detections=found,
-        trained_parameters=round(1e6 * step_seconds / 0.3),
-        parameters=1_000_000,
-        step_seconds=step_seconds,
-        seconds=200 * step_seconds + 15,
-        peak_memory_bytes=int(1.2 * 2**30),
-        metrics=metrics,
-    )
-
-
-def result_of(names, seeds=(0, 1)):
-    variants = [Variant(name=name, freeze=(VARIANTS[name][0],)) for name in names]
-    return compare(variants, {v.name: [run_of(v.name, seed) for seed in seeds] for v in variants}, TRUTH, 200)
+from detector.sweep_config import Variant
+from detector.sweep_disagreements import disagreements, draw_picture
+from detector.sweep_figures import pareto_front
+from detector.sweep_report import report
+from detector.sweep_runs import RunRecord
 
 
 @pytest.fixture(scope="module")
@@ -112,17 +72,6 @@ def test_the_page_has_everything_and_nothing_from_outside(result, pictures):
     assert referred <= set(identifiers) and len(page) < 2_000_000
 
 
-def test_the_front_is_what_nothing_beats(result):
-    front = [variant.name for variant in pareto_front(result.variants)]
-    by_name = {variant.name: variant for variant in result.variants}
-    assert front[0] == "feature_extractor+rpn"  # the cheapest always is
-    for name, variant in by_name.items():
-        beaten = any(
-            other.step_seconds <= variant.step_seconds and other.ap > variant.ap for other in by_name.values()
-        )
-        assert (name in front) == (not beaten)
-
-
 @pytest.mark.parametrize("names", [["none"], ["none", "rpn"], ["rpn", "tower"]])
 def test_a_page_of_few_variants_or_without_full_fine_tuning(names):
     few = result_of(names, seeds=(0,))
@@ -140,3 +89,22 @@ def test_a_sweep_without_timings_has_no_cost_plot():
     few = compare(variants, runs, TRUTH, 50)
     page = report(few, advise(few), title="untimed")
     assert "What accuracy costs" not in page and not pareto_front(few.variants)
+
+
+def test_a_schedule_is_marked_in_its_curves_and_explained():
+    none, tower = (run_of(name, 0) for name in ("none", "tower"))
+    variants = [Variant(name="none"), Variant(name="gradual", freeze_schedule="gradual")]
+    page = {
+        steps: report(
+            compare(variants, {"none": [none], "gradual": [replace(tower, boundaries=steps)]}, TRUTH, 50),
+            "",
+            title="scheduled",
+        )
+        for steps in ((), (40, 120))
+    }
+    assert "<code>--gradual</code>" in page[()]
+    assert "freeze stage" not in page[()]
+    # The loss and the AP, with two marks each.
+    assert page[40, 120].count("next freeze stage begins (gradual at 40, 120)") == 2
+    assert page[40, 120].count("stroke-dasharray") == page[()].count("stroke-dasharray") + 4
+    assert "Of a schedule it is the mean over its freeze stages" in page[40, 120]

@@ -127,7 +127,7 @@ def test_a_sweep_trains_what_is_missing_and_reports(stand_in, config, tmp_path, 
     printed = capsys.readouterr().out
     assert calls() == [["resume", "rpn", "seed-0"], ["resume", "rpn", "seed-1"]]
     assert "[1/4] none, seed 0: finished before" in printed and "[2/4] rpn, seed 0: resumed, AP" in printed
-    assert "Train everything: the one freeze tried was shown to lower AP." in printed
+    assert "Train everything: the one variant tried was shown to lower AP." in printed
     assert max(map(len, printed.splitlines())) <= 100 or "sweep.html" in printed
     results = json.loads((output / "sweep.json").read_text())
     none, rpn = results["variants"]
@@ -154,6 +154,29 @@ def test_a_run_cut_off_before_its_first_checkpoint_starts_again(stand_in, config
     (run / "checkpoints" / "last").unlink()
     assert sweep_tool.main(arguments) == 0
     assert calls() == [["run", "rpn", "seed-0"]]
+
+
+def test_a_schedule_is_a_variant(stand_in, config, tmp_path, capsys):
+    calls, _ = stand_in
+    path, output = tmp_path / "sweep.yaml", tmp_path / "out"
+
+    def sweep(*stages):
+        variant = {"name": "rpn", "freeze": "rpn", "freeze_schedule": list(stages)}
+        path.write_text(yaml.safe_dump({"config": str(config), "variants": [variant]}))
+        return sweep_tool.main(["--config", str(path), "--output", str(output)])
+
+    assert sweep({"from_step": 2, "unfreeze": ["rpn"]}) == 2  # the run ends there
+    assert "error: variant rpn: a freeze stage starts at step 2" in capsys.readouterr().err
+    assert calls() == []
+    assert sweep({"from_step": 1, "unfreeze": ["rpn"]}) == 0
+    assert calls() == [["run", "none", "seed-0"], ["run", "rpn", "seed-0"]]
+    had = yaml.safe_load((output / "rpn" / "seed-0" / "config.yaml").read_text())["freeze_schedule"]
+    assert [(stage["from_step"], stage["unfreeze"]) for stage in had] == [(1, ["rpn"])]
+    (result,) = json.loads((output / "sweep.json").read_text())["variants"][1:]
+    assert result["options"] == ["--freeze", "rpn", "--unfreeze-at", "1:rpn"]
+    assert sweep({"from_step": 1, "unfreeze": ["rpn"], "lr_factor": 0.5}) == 2
+    error = capsys.readouterr().err
+    assert "rpn/seed-0 holds a run with another configuration (freeze_schedule" in error and calls() == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
@@ -191,6 +214,7 @@ def test_ctrl_c_reaches_the_run_and_stops_the_sweep(number, stand_in, config, tm
         (["--variant", "rpn"], "--variant takes name=selectors"),
         ([], "a sweep needs a freeze to try"),
         (["--variant", "a=rpn", "--set", "freeze.freeze=[rpn]"], "freezes something already"),
+        (["--variant", "a=rpn", "--set", "freeze_schedule=gradual"], "freezes something already"),
         (["--variant", "a=rpn", "--set", "data.evaluate=null"], "set data.evaluate"),
     ],
 )

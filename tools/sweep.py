@@ -4,7 +4,8 @@ python tools/sweep.py --config configs/sweep_components.yaml --seeds 0,1,2
 python tools/sweep.py --variant heads=feature_extractor --variant early='feature_extractor[:Mixed_4c]'
 
 Every variant and seed is a run of tools/train.py in its own process.  Started again, a sweep skips the runs
-that are finished and resumes those that were cut off.
+that are finished and resumes those that were cut off.  In the file a variant may also be a schedule:
+{name: late, freeze: rpn, freeze_schedule: [{from_step: 100, unfreeze: [rpn]}]} or freeze_schedule: gradual.
 """
 
 import argparse
@@ -26,8 +27,10 @@ import command_line
 if TYPE_CHECKING:
     from data.dataset import DetectionDataset
     from detector.config import Config
-    from detector.sweep import State, SweepConfig, SweepResult, Variant
-    from detector.sweep_report import Picture
+    from detector.sweep import SweepResult
+    from detector.sweep_config import SweepConfig, Variant
+    from detector.sweep_disagreements import Picture
+    from detector.sweep_runs import State
 
 TRAIN = [sys.executable, str(Path(__file__).resolve().parent / "train.py")]
 _EXAMPLES = 4
@@ -74,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _sweep(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from detector.sweep import parse_variant, run_state, with_reference
+    from detector.sweep_config import parse_variant, with_reference
+    from detector.sweep_runs import run_state
 
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -88,7 +92,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     output = arguments.output or Path("runs") / f"sweep-{name.removeprefix('sweep_')}"
     # Seeds outside: if time runs out, all variants have been trained with the first ones.
     runs = [_run(arguments, sweep, variant, seed, output) for seed in seeds for variant in variants]
-    states = [run_state(run.folder, run.config.to_yaml()) for run in runs]
+    states = [run_state(run.folder, run.config) for run in runs]
     config = runs[0].config
     source = command_line.require_source(config.data.evaluate, "data.evaluate")
     train_set = command_line.read_source(
@@ -98,7 +102,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     )
     evaluation_set = command_line.read_source(source, train_set.class_names, config.model.num_classes)
     if "new" in states:
-        _check_selectors(config, variants, train_set)
+        _check_freezes(runs, train_set)
     console.print(
         f"{len(variants)} variants × {len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'} in {output}; "
         f"{states.count('finished')} of {len(runs)} runs are finished",
@@ -120,7 +124,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def _sweep_config(arguments: argparse.Namespace) -> "SweepConfig":
-    from detector.sweep import SweepConfig, is_sweep, read_sweep
+    from detector.sweep_config import SweepConfig, is_sweep, read_sweep
 
     if arguments.config and is_sweep(arguments.config):
         return read_sweep(arguments.config)
@@ -143,8 +147,8 @@ def _run(
     parser = argparse.ArgumentParser()
     command_line.add_config_options(parser)
     command_line.add_freeze_options(parser)
-    base = command_line.load_config(parser.parse_args(options)).freeze
-    if base.model_copy(update={"allow_fresh": False}) != FreezeConfig():
+    base = command_line.load_config(parser.parse_args(options))
+    if base.freeze_schedule or base.freeze.model_copy(update={"allow_fresh": False}) != FreezeConfig():
         raise ValueError("the configuration freezes something already; in a sweep only its variants do")
     options += variant.options
     if arguments.allow_fresh:
@@ -153,26 +157,19 @@ def _run(
     return Run(variant, seed, output / variant.name / f"seed-{seed}", options, config)
 
 
-def _check_selectors(config: "Config", variants: Sequence["Variant"], train_set: "DetectionDataset") -> None:
+def _check_freezes(runs: Sequence[Run], train_set: "DetectionDataset") -> None:
     """Refuse a variant that cannot be trained before hours went into the others."""
-    from detector.experiment import prepare
-    from detector.freeze import resolve
+    from detector.experiment import prepare, schedule_of
     from detector.selectors import FreezeError
 
-    plan = prepare(config, train_set.class_names, len(train_set)).plan
-    for variant in variants:
-        if "auto" in variant.freeze:  # decided by what the run itself measures
+    full = prepare(runs[0].config, train_set.class_names)
+    for run in {run.variant.name: run for run in runs}.values():
+        if "auto" in run.variant.freeze:  # decided by what the run itself measures
             continue
         try:
-            resolve(
-                plan.rows,
-                variant.freeze,
-                variant.train_only,
-                allow_fresh=config.freeze.allow_fresh,
-                batch_norm=plan.batch_norm,
-            )
+            schedule_of(run.config, full.plan.rows, full.imported is not None, len(train_set))
         except FreezeError as error:
-            raise ValueError(f"variant {variant.name}: {error}") from None
+            raise ValueError(f"variant {run.variant.name}: {error}") from None
 
 
 def _train_all(console: Any, runs: Sequence[Run], states: Sequence["State"]) -> list[str]:
@@ -200,7 +197,7 @@ def _train_all(console: Any, runs: Sequence[Run], states: Sequence["State"]) -> 
 
 def _train(run: Run, state: "State") -> int:
     """Train one run in a process of its own, and note what it took; returns its exit code."""
-    from detector.sweep import add_cost
+    from detector.sweep_runs import add_cost
 
     if state == "new":
         # What a run that was cut off before its first checkpoint left: it starts from the beginning.
@@ -259,9 +256,10 @@ def _report(
     """Print and write the results; None if no run has any."""
     import json
 
-    from detector.sweep import compare, read_run, to_dict, write_csv
+    from detector.sweep import compare, to_dict, write_csv
     from detector.sweep_advice import advise
     from detector.sweep_report import report
+    from detector.sweep_runs import read_run
     from detector.sweep_table import sweep_table
 
     records = defaultdict(list)
@@ -302,8 +300,8 @@ def _pictures(
     """Draw the images on which the variants' first seeds differ most."""
     import tensorflow as tf
 
-    from detector.sweep import REFERENCE, disagreements
-    from detector.sweep_report import draw_picture
+    from detector.sweep_config import REFERENCE
+    from detector.sweep_disagreements import disagreements, draw_picture
 
     places = {example.image_id: index for index, example in enumerate(evaluation_set.examples)}
     pictures = []
@@ -318,7 +316,7 @@ def _pictures(
 
 
 def _ap(run: Run) -> str:
-    from detector.sweep import read_run
+    from detector.sweep_runs import read_run
 
     ap = read_run(run.folder).numbers["AP"]
     return "AP –" if ap is None else f"AP {ap:.3f}"
