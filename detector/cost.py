@@ -1,5 +1,6 @@
 """What a training step costs, predicted: operations by stage of the model, and what a plan saves of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tensorflow as tf
@@ -7,6 +8,7 @@ import tf_keras
 
 from detector.faster_rcnn import FasterRCNN
 from detector.freeze import FreezePlan
+from detector.selectors import under
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,32 @@ def predicted_saving(costs: list[StageCost], plan: FreezePlan) -> float:
     A stage's forward pass counts once.  Its gradient towards its variables counts once more if it trains,
     and the gradient towards its input once more if anything before it trains.
     """
-    return 1.0 - _training_flops(costs, plan) / _training_flops(costs, None)
+    return 1.0 - training_flops(costs, plan) / training_flops(costs, None)
 
 
-def _training_flops(costs: list[StageCost], plan: FreezePlan | None) -> int:
+def inference_flops(model: FasterRCNN, canvas_hw: tuple[int, int]) -> float:
+    """Return the operations of detection on one image: the forward passes, the second stage's for all crops.
+
+    See `stage_costs` for what is counted.
+    """
+    crops = model.rpn_settings.max_proposals / model.box_classifier_settings.batch_size
+    return sum(
+        cost.flops * (crops if cost.path.startswith("box_classifier") else 1)
+        for cost in stage_costs(model, canvas_hw)
+    )
+
+
+def training_flops(costs: list[StageCost], plan: FreezePlan | None, kept: Sequence[str] = ()) -> int:
+    """Return the operations of a training step on one image under `plan`; None is that nothing is frozen.
+
+    `kept` are the paths of parts whose outputs come from a cache, at no cost.  See `predicted_saving` for
+    what is counted.
+    """
     trains = {cost.path: plan is None or _trains(cost.path, plan) for cost in costs}
     total = 0
     for index, cost in enumerate(costs):
+        if any(under(part, cost.path) for part in kept):
+            continue
         # Box classifier stages reach back into the feature extractor through the crops, not through the RPN:
         # proposals are constants.
         before = [

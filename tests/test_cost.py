@@ -1,6 +1,7 @@
 import pytest
 
-from detector.cost import StageCost, predicted_saving, stage_costs
+from detector import cost
+from detector.cost import StageCost, inference_flops, predicted_saving, stage_costs, training_flops
 from detector.freeze import resolve, rows_of
 
 
@@ -40,3 +41,21 @@ def test_savings_by_hand(tiny_model, monkeypatch):
     predictor = 10 + 20 + 5 + 40 + 2 * 1
     only = plan_of(model, "all_but:box_classifier/predictor")
     assert predicted_saving(costs, only) == pytest.approx(1 - predictor / full)
+
+
+def test_operations_by_hand(tiny_model, monkeypatch):
+    costs = [
+        StageCost("feature_extractor/Mixed_3b", 10),
+        StageCost("rpn", 5),
+        StageCost("box_classifier/tower/Mixed_5a", 40),
+        StageCost("box_classifier/predictor", 1),
+    ]
+    # Nothing is before the first stage, so nothing needs the gradient towards its input.
+    assert training_flops(costs, None) == 2 * 10 + 3 * (5 + 40 + 1)
+    model = tiny_model()
+    frozen = plan_of(model, "feature_extractor", "rpn")
+    assert training_flops(costs, frozen) == 10 + 5 + 2 * 40 + 3 * 1
+    assert training_flops(costs, frozen, kept=["feature_extractor", "rpn"]) == 2 * 40 + 3 * 1
+    monkeypatch.setattr(cost, "stage_costs", lambda model, canvas_hw: costs)
+    # The tiny model draws 8 crops in training; detection takes all of its 16 proposals.
+    assert inference_flops(model, (64, 64)) == 10 + 5 + 2 * (40 + 1)
