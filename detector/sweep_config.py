@@ -20,11 +20,13 @@ REFERENCE = "none"
 class Variant(FreezeConfig):
     """One freeze of a sweep, or one schedule of freezes; its name is also its folder's.
 
-    What else it takes is what a configuration's `freeze` and `freeze_schedule` take.
+    What else it takes is what a configuration's `freeze` and `freeze_schedule` take, and `set`: keys of the
+    configuration that are other than in the variants it is compared with (`model.precision=bfloat16`).
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")
     freeze_schedule: FreezeScheduleConfig = ()
+    set: tuple[str, ...] = ()
 
     @field_validator("freeze", "train_only", "unfreeze", mode="before")
     @classmethod
@@ -41,6 +43,7 @@ class Variant(FreezeConfig):
         if self.unfreeze:
             options += ["--set", f"freeze.unfreeze={_flow_yaml(list(self.unfreeze))}"]
         options += _schedule_options(self.freeze_schedule)
+        options += [word for setting in self.set for word in ("--set", setting)]
         return (options or ["--freeze", "none"]) + (["--allow-fresh"] if self.allow_fresh else [])
 
 

@@ -24,6 +24,10 @@ def test_variants_from_a_file_and_from_the_command_line(tmp_path):
     assert [v.name for v in variants] == ["none", "early", "predictor"]
     assert variants[0].options == ["--freeze", "none"]
     assert [v.name for v in with_reference([early, Variant(name="none")])] == ["none", "early"]
+    narrow = Variant(name="narrow", freeze=("rpn",), set=("model.precision=bfloat16", "train.views=2"))
+    assert narrow.options == [
+        *("--freeze", "rpn", "--set", "model.precision=bfloat16", "--set", "train.views=2")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -35,6 +39,10 @@ def test_variants_from_a_file_and_from_the_command_line(tmp_path):
         (lambda: with_reference([parse_variant("none=rpn")]), "'none' is full fine-tuning"),
         (
             lambda: with_reference([Variant(name="none", freeze_schedule="gradual")]),
+            "'none' is full fine-tuning",
+        ),
+        (
+            lambda: with_reference([Variant(name="none", set=("train.views=2",))]),
             "'none' is full fine-tuning",
         ),
     ],
@@ -97,7 +105,7 @@ def test_the_options_of_a_schedule_make_the_configuration_it_stands_for(variant,
     command_line.add_freeze_options(parser)
     config = command_line.load_config(parser.parse_args(options))
     assert config.freeze_schedule == variant.freeze_schedule
-    assert config.freeze == FreezeConfig(**variant.model_dump(exclude={"name", "freeze_schedule"}))
+    assert config.freeze == FreezeConfig(**variant.model_dump(exclude={"name", "freeze_schedule", "set"}))
 
 
 @pytest.mark.parametrize(
