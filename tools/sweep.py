@@ -82,7 +82,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 100  # the table's; rich takes 80 for a log
+        console.width = 116  # the table's; rich takes 80 for a log
     seeds = _seeds(arguments.seeds)
     sweep = _sweep_config(arguments)
     variants = with_reference([parse_variant(text) for text in arguments.variant] or sweep.variants)
