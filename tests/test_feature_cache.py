@@ -218,6 +218,7 @@ def test_canvases_may_differ_where_a_batch_has_one_example(tiny_model, cache_of,
         )
 
 
+@pytest.mark.slow
 def test_a_schedule_takes_every_stage_from_its_own_features(
     tiny_model, tiny_config, cache_of, uncached, tmp_path, views
 ):

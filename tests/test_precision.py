@@ -106,6 +106,7 @@ def test_a_trained_detector_sees_almost_the_same():
         assert float(loss) == pytest.approx(float(losses[name]), rel=0.03), name
 
 
+@pytest.mark.slow
 def test_a_step_trains_what_the_plan_trains_and_goes_on_to_the_same_bits(tmp_path):
     tf.config.experimental.enable_op_determinism()
     config = config_in("bfloat16", "train.optimizer.kind=adamw")

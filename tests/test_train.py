@@ -142,6 +142,7 @@ def test_the_clip_norm_counts_only_what_trains(tiny_model, tiny_config, make_bat
     assert moved == pytest.approx(1e-3, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_losses_fall(tiny_model, tiny_config, make_batch, tmp_path):
     model = tiny_model()
     run = RunLog(tmp_path)

@@ -211,6 +211,7 @@ def slim():
         yield lambda *args: process.submit(save_slim, *args).result()
 
 
+@pytest.mark.slow
 def test_slim_inception_v2_computes_the_same(models, slim, tmp_path):
     pixels = images()
     expected = slim("inception_v2", tmp_path / "inception_v2.ckpt", inception_v2.preprocess(pixels).numpy())
@@ -263,6 +264,7 @@ def test_slim_inception_v3_computes_the_same(slim, tmp_path):
     assert not expected
 
 
+@pytest.mark.slow
 def test_slim_resnet_computes_the_same(models, slim, tmp_path):
     pixels = images()
     expected = slim("resnet50", tmp_path / "resnet_v1_50.ckpt", resnet.preprocess(pixels).numpy())
