@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from detector import checkpoint
+from detector.builder import build_model
 from detector.config import ConfigError, FreezeStageConfig
 from detector.feature_cache import CacheStopped, ExampleViews, FeatureCache
 from detector.freeze import resolve, rows_of
@@ -200,6 +201,18 @@ def test_float16_takes_half_the_room(tiny_model, cache_of, tmp_path):
     small, large = sorted((folder / "features.bin").stat().st_size for folder in folders(tmp_path))
     assert large == 2 * small
     assert losses[1] == pytest.approx(losses[0], rel=1e-2) and losses[1] != losses[0]
+
+
+def test_features_in_bfloat16_are_kept_as_they_are(tiny_config, cache_of, examples, tmp_path):
+    model = build_model(tiny_config("model.precision=bfloat16").model, ("circle", "square", "star"))
+    plan = plan_of(model, HEADS)
+    plan.apply(model.components)
+    batch = next(iter(cache_of().open(model, plan, print).batches(1)))
+    expected = model.first_stage(examples[entry_at(0)]["image"]).features
+    assert batch["features"].dtype == expected.dtype == tf.bfloat16
+    np.testing.assert_allclose(
+        tf.cast(batch["features"], tf.float32), tf.cast(expected, tf.float32), rtol=0.02, atol=0.02
+    )
 
 
 def test_canvases_may_differ_where_a_batch_has_one_example(tiny_model, cache_of, views, make_batch, tmp_path):

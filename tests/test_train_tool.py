@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import train
 import train as train_tool
 import yaml
 
@@ -146,3 +147,8 @@ def test_a_loss_that_is_not_finite_is_one_message(config, tmp_path, capsys):
     error = capsys.readouterr().err
     assert re.match(r"error: step \d+: a loss is not finite \(.*images \[\d+, \d+\]", error)
     assert "Traceback" not in error
+
+
+def test_a_cache_limit_without_a_cache_is_refused(capsys):
+    assert train.main(["--cache-limit", "5"]) == 2
+    assert "--cache-limit goes with --set train.cache=features" in capsys.readouterr().err

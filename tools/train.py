@@ -65,12 +65,16 @@ def _train(arguments: argparse.Namespace) -> int:
     from detector.train import Interrupted, fit
 
     console = Console(highlight=False)
+    limit = [] if arguments.cache_limit is None else [f"train.cache_limit_gb={arguments.cache_limit}"]
     if arguments.resume:
-        config = load(_resumable(arguments.resume))
+        config = load(_resumable(arguments.resume), limit)
     else:
-        if arguments.cache_limit is not None:
-            arguments.set.append(f"train.cache_limit_gb={arguments.cache_limit}")
+        arguments.set += limit
         config = command_line.load_config(arguments)
+    if limit and config.train.cache == "none":
+        raise ValueError(
+            "--cache-limit goes with --set train.cache=features, which keeps features; none are kept"
+        )
     train_set = command_line.read_source(
         command_line.require_source(config.data.train, "data.train"),
         config.data.class_names,
