@@ -9,14 +9,19 @@ import tf_keras
 from detector.faster_rcnn import FasterRCNN
 from detector.freeze import FreezePlan
 from detector.selectors import under
+from detector.sparse_convolution import differentiated_part
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """One stage of the forward pass, by path, and its floating-point operations for one image."""
+    """One stage of the forward pass, by path, and its floating-point operations for one image.
+
+    `gradient_part` is what each of its gradients, towards its variables and towards its input, takes of them.
+    """
 
     path: str
     flops: int
+    gradient_part: float = 1.0
 
 
 def stage_costs(model: FasterRCNN, canvas_hw: tuple[int, int]) -> list[StageCost]:
@@ -27,16 +32,19 @@ def stage_costs(model: FasterRCNN, canvas_hw: tuple[int, int]) -> list[StageCost
     """
     costs = []
 
-    def add(path: str, stage: tf_keras.layers.Layer, shape: list[int]) -> list[int]:
+    def add(
+        path: str, stage: tf_keras.layers.Layer, shape: list[int], gradient_part: float = 1.0
+    ) -> list[int]:
         graph = tf.function(lambda x: stage(x)).get_concrete_function(tf.TensorSpec(shape, tf.float32))
-        costs.append(StageCost(path, _flops(graph.graph)))
+        costs.append(StageCost(path, _flops(graph.graph), gradient_part))
         outputs = graph.structured_outputs
         return outputs.shape.as_list() if isinstance(outputs, tf.TensorSpec | tf.Tensor) else shape
 
     shape = [1, *canvas_hw, 3]
     for name, stage in model.feature_extractor.stages.items():
         shape = add(f"feature_extractor/{name}", stage, shape)
-    add("rpn", model.rpn, shape)
+    _, height, width, _ = shape
+    add("rpn", model.rpn, shape, differentiated_part(height * width, model.rpn_settings.minibatch_size))
     settings = model.box_classifier_settings
     side = (settings.crop_size - settings.pool_size) // settings.pool_stride + 1
     shape = [settings.batch_size, side, side, shape[-1]]
@@ -50,7 +58,8 @@ def predicted_saving(costs: list[StageCost], plan: FreezePlan) -> float:
     """Return the part of a full training step's operations that `plan` does not have to do, 0 … 1.
 
     A stage's forward pass counts once.  Its gradient towards its variables counts once more if it trains,
-    and the gradient towards its input once more if anything before it trains.
+    and the gradient towards its input once more if anything before it trains; the RPN's gradients count for
+    the cells alone of which its losses draw anchors.
     """
     return 1.0 - training_flops(costs, plan) / training_flops(costs, None)
 
@@ -67,14 +76,14 @@ def inference_flops(model: FasterRCNN, canvas_hw: tuple[int, int]) -> float:
     )
 
 
-def training_flops(costs: list[StageCost], plan: FreezePlan | None, kept: Sequence[str] = ()) -> int:
+def training_flops(costs: list[StageCost], plan: FreezePlan | None, kept: Sequence[str] = ()) -> float:
     """Return the operations of a training step on one image under `plan`; None is that nothing is frozen.
 
     `kept` are the paths of parts whose outputs come from a cache, at no cost.  See `predicted_saving` for
     what is counted.
     """
     trains = {cost.path: plan is None or _trains(cost.path, plan) for cost in costs}
-    total = 0
+    total = 0.0
     for index, cost in enumerate(costs):
         if any(under(part, cost.path) for part in kept):
             continue
@@ -85,8 +94,8 @@ def training_flops(costs: list[StageCost], plan: FreezePlan | None, kept: Sequen
             for earlier in costs[:index]
             if not (earlier.path == "rpn" and cost.path.startswith("box_classifier"))
         ]
-        passes = 1 + trains[cost.path] + any(trains[path] for path in before)
-        total += passes * cost.flops
+        gradients = trains[cost.path] + any(trains[path] for path in before)
+        total += (1 + gradients * cost.gradient_part) * cost.flops
     return total
 
 

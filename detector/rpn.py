@@ -8,6 +8,7 @@ import tf_keras
 from detector import boxes, sampling
 from detector.component import Component
 from detector.sampling import GroundTruth
+from detector.sparse_convolution import SparselyTrainedConv2D
 from detector.suppression import suppress_and_clip_one_class
 
 # Anchors are positive from the first IoU on and negative below the second (Ren et al., section 3.1.2).
@@ -43,11 +44,10 @@ class Rpn(Component):
     def __init__(self, anchors_per_cell: int, conv_depth: int = 512, kernel_size: int = 3):
         super().__init__(name="rpn")
 
-        def convolution(filters: int, size: int, activation=None) -> tf_keras.layers.Conv2D:
-            return tf_keras.layers.Conv2D(
+        def convolution(filters: int, size: int, activation=None) -> SparselyTrainedConv2D:
+            return SparselyTrainedConv2D(
                 filters,
                 size,
-                padding="same",
                 activation=activation,
                 kernel_initializer=tf_keras.initializers.TruncatedNormal(stddev=0.01),
             )

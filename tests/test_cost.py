@@ -43,6 +43,22 @@ def test_savings_by_hand(tiny_model, monkeypatch):
     assert predicted_saving(costs, only) == pytest.approx(1 - predictor / full)
 
 
+def test_what_gradients_take_of_a_stage():
+    costs = [StageCost("feature_extractor/Mixed_3b", 10), StageCost("rpn", 8, gradient_part=0.25)]
+    assert training_flops(costs, None) == 2 * 10 + (1 + 2 * 0.25) * 8
+
+
+def test_the_rpn_is_differentiated_where_its_losses_draw_anchors(tiny_model):
+    # 16 anchors are drawn: of 64 cells they may be in a quarter, of 16 in all.
+    model = tiny_model()
+    parts = {
+        size: {cost.path: cost.gradient_part for cost in stage_costs(model, (size, size))}
+        for size in (128, 64)
+    }
+    assert (parts[128].pop("rpn"), parts[64].pop("rpn")) == (0.25, 1.0)
+    assert {*parts[128].values(), *parts[64].values()} == {1.0}
+
+
 def test_operations_by_hand(tiny_model, monkeypatch):
     costs = [
         StageCost("feature_extractor/Mixed_3b", 10),
