@@ -64,7 +64,7 @@ def test_sizes_may_be_unknown_to_the_graph():
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_in_bfloat16_overlaps_are_added_in_float32():
+def test_in_bfloat16_it_agrees_too():
     sparse, dense = pair(3, tf_keras.mixed_precision.Policy("mixed_bfloat16"))
     inputs = tf.cast(tf.random.stateless_normal(SHAPE, [0, 1]), tf.bfloat16)
     for found, expected in zip(
