@@ -264,6 +264,9 @@ class TrainConfig(Section):
     cache_folder: Path = Path("build/features")
     cache_limit_gb: float = Field(20.0, gt=0)
     cache_storage: Literal["float32", "float16"] = "float32"
+    # Selectors: stages of the feature extractor or the tower that keep their input alone and run again when
+    # their gradient is due (gradient checkpointing).  Less memory, more time, the same result.
+    recompute: tuple[str, ...] = ()
     # Stop after this many evaluations without a better AP.
     patience: int | None = Field(None, ge=1)
     log_every: int = Field(10, ge=1)

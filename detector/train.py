@@ -25,6 +25,7 @@ from detector.freeze_proof import FreezeProof, prove
 from detector.freeze_schedule import FreezeSchedule
 from detector.optimizer import GroupedOptimizer
 from detector.progress import Progress
+from detector.recomputation import recompute
 from detector.run_log import RunLog
 from detector.schedule import learning_rate_schedule
 from detector.selectors import select
@@ -166,7 +167,8 @@ def fit(
         FreezeProofError: a frozen variable moved.
         Interrupted: the run was asked to stop, and is saved.
         TypeError: there is a cache, and `batches` is not a function.
-        ValueError: `batches` ended before the last step, or a selector of `lr_factors` matches nothing.
+        ValueError: `batches` ended before the last step, or a selector of `lr_factors` or `recompute` matches
+            nothing.
     """
     settings = config.train
     if cache is not None and not callable(batches):
@@ -187,6 +189,7 @@ def fit(
         moves_with=trained_in,
         lr_factors=_lr_factors(settings.lr_factors, schedule),
     )
+    recompute(model.components, schedule.stages[0].plan.rows, settings.recompute)
     at = Progression()
     if resume_from is not None:
         assert run is not None and run.last is not None

@@ -19,6 +19,7 @@ from detector.export import IMAGES_SIGNATURE
 from detector.feature_cache import FeatureCache
 from detector.frozen_prefix import find_cut
 from detector.optimizer import GroupedOptimizer
+from detector.recomputation import recompute
 from detector.train import Batch, Step, make_step
 
 # Far below what moves a weight within a benchmark, so that the last step computes what the first one did.
@@ -90,6 +91,7 @@ def training_step(
     experiment = prepare(config, class_names, images)
     model, plan = experiment.model, experiment.plan
     plan.apply(model.components)
+    recompute(model.components, plan.rows, config.train.recompute)
     variables = model.variables_by_path
     trained = {path: variables[path] for path in plan.trained}
     kept = None

@@ -5,12 +5,13 @@ Images and features are float [B, H, W, channels] in the dtype policy's compute 
 attribute `BatchNorm`, which makes paths like `Conv2d_0b_3x3/BatchNorm/gamma`.
 """
 
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import tensorflow as tf
 import tf_keras
 
-from detector.batch_norm import BatchNorm
+from detector.batch_norm import BatchNorm, moving_averages_held
 from detector.component import Component
 
 Padding = Literal["same", "valid"]
@@ -152,6 +153,8 @@ class StageChain(Component):
         super().__init__()
         for name, stage in stages.items():
             setattr(self, name, stage)
+        # Stages that keep their input alone in training, and run again when their gradient is due.
+        self.recomputed: set[str] = set()
 
     def call(
         self,
@@ -165,5 +168,22 @@ class StageChain(Component):
         first = 0 if after is None else names.index(after) + 1
         last = len(names) if through is None else names.index(through) + 1
         for name in names[first:last]:
-            inputs = getattr(self, name)(inputs, training=training)
+            stage = getattr(self, name)
+            if training and name in self.recomputed:
+                inputs = _recomputed(stage, inputs)
+            else:
+                inputs = stage(inputs, training=training)
         return inputs
+
+
+def _recomputed(stage: tf_keras.layers.Layer, inputs: tf.Tensor) -> tf.Tensor:
+    """Return what the stage makes of `inputs` in training; for the gradient only `inputs` is kept."""
+    is_second = False
+
+    def run(inputs: tf.Tensor) -> tf.Tensor:
+        nonlocal is_second
+        with moving_averages_held() if is_second else nullcontext():
+            is_second = True
+            return stage(inputs, training=True)
+
+    return tf.recompute_grad(run)(inputs)
