@@ -35,7 +35,9 @@ def stage_costs(model: FasterRCNN, canvas_hw: tuple[int, int]) -> list[StageCost
     def add(
         path: str, stage: tf_keras.layers.Layer, shape: list[int], gradient_part: float = 1.0
     ) -> list[int]:
-        graph = tf.function(lambda x: stage(x)).get_concrete_function(tf.TensorSpec(shape, tf.float32))
+        graph = tf.function(lambda x: stage(x), autograph=False).get_concrete_function(
+            tf.TensorSpec(shape, tf.float32)
+        )
         costs.append(StageCost(path, _flops(graph.graph), gradient_part))
         outputs = graph.structured_outputs
         return outputs.shape.as_list() if isinstance(outputs, tf.TensorSpec | tf.Tensor) else shape

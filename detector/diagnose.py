@@ -329,7 +329,7 @@ def _measurement(
     count)} of BatchNorm inputs; `objects` and `found` int32 [IoUs]: how many there are and have proposals.
     """
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def measure(batch: Batch, seed: tf.Tensor) -> dict[str, Any]:
         variables = list(weights.values())
         with recorded_inputs(norms) as inputs, tf.GradientTape(watch_accessed_variables=False) as tape:

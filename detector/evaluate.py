@@ -33,7 +33,7 @@ class Evaluator:
         self._batches = batches
         self._ground_truth = ground_truth
         self._category_ids = category_ids(model.class_names, ground_truth["categories"])
-        self._detect = tf.function(model.detect, reduce_retracing=True)
+        self._detect = tf.function(model.detect, reduce_retracing=True, autograph=False)
         self.detections: list[dict[str, Any]] = []
 
     def __call__(self) -> CocoScores:

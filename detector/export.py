@@ -170,7 +170,7 @@ def serving_functions(model: FasterRCNN, resizer: Resizer, ids: Sequence[int]) -
     size_spec = tf.TensorSpec([2], tf.int32)
 
     # One graph for both signatures.
-    @tf.function(input_signature=[canvas_spec, tf.TensorSpec([None, 2], tf.int32)])
+    @tf.function(input_signature=[canvas_spec, tf.TensorSpec([None, 2], tf.int32)], autograph=False)
     def detect(canvas: tf.Tensor, size_hw: tf.Tensor) -> dict[str, tf.Tensor]:
         first = model.first_stage(canvas)
         proposals = model.propose(first, size_hw)
@@ -186,12 +186,14 @@ def serving_functions(model: FasterRCNN, resizer: Resizer, ids: Sequence[int]) -
             "raw_detection_scores": raw_scores,
         }
 
-    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name="input_tensor")])
+    @tf.function(
+        input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name="input_tensor")], autograph=False
+    )
     def detect_images(input_tensor: tf.Tensor) -> dict[str, tf.Tensor]:
         image_spec = tf.TensorSpec(canvas_spec.shape[1:], tf.uint8)
         return detect(*tf.map_fn(resize, input_tensor, fn_output_signature=(image_spec, size_spec)))
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="input_tensor")])
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="input_tensor")], autograph=False)
     def detect_encoded(input_tensor: tf.Tensor) -> dict[str, tf.Tensor]:
         def decode(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             image = tf.io.decode_image(encoded, channels=3, expand_animations=False)

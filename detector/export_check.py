@@ -214,7 +214,8 @@ def _live_graph(model: FasterRCNN) -> LiveDetect:
     """
 
     @tf.function(
-        input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8), tf.TensorSpec([None, 2], tf.int32)]
+        input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8), tf.TensorSpec([None, 2], tf.int32)],
+        autograph=False,
     )
     def detect(canvas: tf.Tensor, size_hw: tf.Tensor) -> tuple[Proposals, BoxPredictions, Suppressed]:
         first = model.first_stage(canvas)

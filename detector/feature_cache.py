@@ -166,7 +166,7 @@ class FeatureCache:
     def _compute(
         self, prefix: FrozenPrefix, folder: Path, parts: Mapping[str, Any], is_stopped: Callable[[], bool]
     ) -> None:
-        outputs = tf.function(prefix.outputs, reduce_retracing=True)
+        outputs = tf.function(prefix.outputs, reduce_retracing=True, autograph=False)
         dtypes: dict[str, str] = {}
         with ExitStack() as files:
             writers: dict[str, _FieldWriter] = {}

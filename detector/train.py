@@ -106,7 +106,7 @@ def make_step(
     ]
     variables = list(trained.values())
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def step(batch: Batch, seed: tf.Tensor, learning_rate: tf.Tensor) -> dict[str, tf.Tensor]:
         # Only what trains is watched: nothing before the first trained variable is differentiated.
         with tf.GradientTape(watch_accessed_variables=False) as tape:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 
 from detector.config import ConfigError, OptimizerConfig, override
 from detector.optimizer import GroupedOptimizer
@@ -23,6 +24,44 @@ def test_a_factor_scales_the_step_whatever_the_optimizer(config):
         moved = {path: variable.numpy() - before[path] for path, variable in both.items()}
         np.testing.assert_allclose(moved["b/kernel"], 0.1 * moved["a/kernel"], rtol=0.01)
         assert np.all(moved["a/kernel"] != 0)
+
+
+def kerass_own(config):
+    if config.kind == "sgd":
+        return tf_keras.optimizers.SGD(0.01, momentum=config.momentum, nesterov=config.nesterov)
+    own = tf_keras.optimizers.AdamW(0.01, config.weight_decay, config.beta_1, config.beta_2, config.epsilon)
+    own.exclude_from_weight_decay(var_names=["bias"])
+    return own
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SGD,
+        OptimizerConfig(kind="sgd", momentum=0.0),
+        OptimizerConfig(kind="sgd", momentum=0.8, nesterov=True),
+        ADAMW,
+        OptimizerConfig(kind="adamw", beta_1=0.7, beta_2=0.95, epsilon=1e-3),
+    ],
+    ids=["sgd", "plain", "nesterov", "adamw", "constants"],
+)
+def test_values_and_slots_are_those_of_keras(config):
+    mine, theirs = (
+        {path: tf.Variable([1.0, -2.0], name=path) for path in ("a/kernel", "a/bias")} for _ in range(2)
+    )
+    optimizer, own = GroupedOptimizer(config, mine), kerass_own(config)
+    own.build(list(theirs.values()))
+    apply = tf.function(optimizer.apply)
+    for step in range(4):
+        gradients = [tf.constant([0.3, -4.0]) / (step + 1), tf.constant([-1.0, 0.01])]
+        apply(dict(zip(mine, gradients, strict=True)), tf.constant(0.01))
+        own.apply_gradients(zip(gradients, theirs.values(), strict=True))
+    for path in mine:
+        np.testing.assert_allclose(mine[path], theirs[path], rtol=1e-6)
+    slots = [slot for name, slot in optimizer.state.items() if "iterations" not in name]
+    expected = own.momentums if config.kind == "sgd" else own._momentums + own._velocities
+    for slot, value in zip(slots, expected, strict=True):
+        np.testing.assert_allclose(slot, value, rtol=3e-5)  # 1 - beta_2 has few digits in float32
 
 
 @pytest.mark.parametrize("config", [SGD, ADAMW], ids=["sgd", "adamw"])

@@ -143,7 +143,7 @@ def training(
 def inference(config: Config, class_names: Sequence[str], batches: Sequence[Batch]) -> Prepared:
     """Build the model and repeat its detection."""
     model = build_model(config.model, class_names, seed=config.train.seed)
-    detect = tf.function(model.detect, reduce_retracing=True)
+    detect = tf.function(model.detect, reduce_retracing=True, autograph=False)
     source = cycle(batches)
 
     def repeat() -> None:
