@@ -8,16 +8,26 @@ import tensorflow as tf
 
 from detector.coco_metrics import CocoScores, map_to_original, score, to_coco_results
 from detector.faster_rcnn import FasterRCNN
+from detector.feature_cache import CachedFeatures, FeatureCache
+from detector.freeze import FreezePlan
 from detector.suppression import Suppressed
 
-Detect = Callable[[tf.Tensor, tf.Tensor], Suppressed]
+Batch = Mapping[str, tf.Tensor]
+Detect = Callable[[Batch], Suppressed]
 
 
 class Evaluator:
     """Scores one model on one data set, as often as asked; the detection graph is traced once."""
 
     def __init__(
-        self, model: FasterRCNN, batches: Iterable[Mapping[str, tf.Tensor]], ground_truth: dict[str, Any]
+        self,
+        model: FasterRCNN,
+        batches: Iterable[Batch],
+        ground_truth: dict[str, Any],
+        *,
+        cache: FeatureCache | None = None,
+        cache_batch_size: int = 1,
+        note: Callable[[str], None] = lambda text: None,
     ):
         """Prepare to score `model`.
 
@@ -26,6 +36,10 @@ class Evaluator:
             batches: every image once, of the design's section 4; rows with a negative `image_id` are left
                 out.
             ground_truth: the data set in COCO format, whose category ids the detections get, by class name.
+            cache: of the same examples, for detection; what a plan freezes from the image on is computed in
+                the first of its evaluations alone.
+            cache_batch_size: of what is read from the cache.
+            note: is told what the cache has to say.
 
         Raises:
             ValueError: the data set has a class that the model does not know.
@@ -33,18 +47,53 @@ class Evaluator:
         self._batches = batches
         self._ground_truth = ground_truth
         self._category_ids = category_ids(model.class_names, ground_truth["categories"])
-        self._detect = tf.function(model.detect, reduce_retracing=True, autograph=False)
+        self._model = model
+        self._cache = cache
+        self._cache_batch_size = cache_batch_size
+        self._note = note
+        self._graph = tf.function(model.detect, reduce_retracing=True, autograph=False)
+        self._kept: tuple[CachedFeatures, Detect] | None = None
+        self._uncached_plan: FreezePlan | None = None
         self.detections: list[dict[str, Any]] = []
 
-    def __call__(self) -> CocoScores:
-        """Detect and score; the detections, as COCO results, are in `detections` afterwards."""
-        self.detections = detect_all(self._detect, self._batches, self._category_ids)
+    def __call__(self, plan: FreezePlan | None = None) -> CocoScores:
+        """Detect and score; the detections, as COCO results, are in `detections` afterwards.
+
+        `plan` says what of the model stands still from one call to the next; without it nothing is taken
+        from the cache.
+        """
+        kept = self._open(plan) if plan is not None else None
+        if kept is not None:
+            features, detect = kept
+            batches: Iterable[Batch] = features.each_once(self._cache_batch_size)
+        else:
+            detect, batches = self._detect, self._batches
+        self.detections = detect_all(detect, batches, self._category_ids)
         return score(self._ground_truth, self.detections)
 
+    def _detect(self, batch: Batch) -> Suppressed:
+        return self._graph(batch["image"], batch["image_size_hw"])
 
-def evaluate(
-    model: FasterRCNN, batches: Iterable[Mapping[str, tf.Tensor]], ground_truth: dict[str, Any]
-) -> CocoScores:
+    def _open(self, plan: FreezePlan) -> tuple[CachedFeatures, Detect] | None:
+        """Return the features of what `plan` freezes, and how to detect on them; asked anew in every call.
+
+        So that what moved against the plan is noticed: its features have another name.
+        """
+        if self._cache is None or plan is self._uncached_plan:
+            return None
+        told: list[str] = []
+        features = self._cache.open(self._model, plan, told.append)
+        if features is None:
+            self._uncached_plan = plan
+        elif self._kept is None or self._kept[0].folder != features.folder:
+            self._kept = features, tf.function(features.detect, reduce_retracing=True, autograph=False)
+        else:
+            return self._kept
+        self._note("evaluation: " + told[-1])
+        return self._kept if features is not None else None
+
+
+def evaluate(model: FasterRCNN, batches: Iterable[Batch], ground_truth: dict[str, Any]) -> CocoScores:
     """Score `model` once; see `Evaluator`."""
     return Evaluator(model, batches, ground_truth)()
 
@@ -65,13 +114,11 @@ def category_ids(class_names: Sequence[str], categories: Sequence[Mapping[str, A
     return [ids.get(name) for name in class_names]
 
 
-def detect_all(
-    detect: Detect, batches: Iterable[Mapping[str, tf.Tensor]], ids: Sequence[int | None]
-) -> list[dict[str, Any]]:
+def detect_all(detect: Detect, batches: Iterable[Batch], ids: Sequence[int | None]) -> list[dict[str, Any]]:
     """Return the detections on every image, as COCO results in pixels of the files' images.
 
     Args:
-        detect: `FasterRCNN.detect` or its like.
+        detect: from a batch to what `FasterRCNN.detect` finds.
         batches: of the design's section 4; rows with a negative `image_id` are left out.
         ids: category id of each class, or None for classes to leave out.
     """
@@ -79,7 +126,7 @@ def detect_all(
     wanted = [class_id for class_id, category in enumerate(ids) if category is not None]
     known_ids = [-1 if category is None else category for category in ids]
     for batch in batches:
-        found = detect(batch["image"], batch["image_size_hw"])
+        found = detect(batch)
         rows = zip(
             batch["image_id"].numpy(),
             batch["image_size_hw"].numpy(),

@@ -1,12 +1,12 @@
-"""Frozen features, computed once per example and kept on disk, and batches of them to train from.
+"""Frozen features, computed once per example and kept on disk, and batches of them to train or detect from.
 
 A cache is a folder named after the digest of all that its contents depend on: the frozen variables' values,
 the model's configuration, where the prefix is cut, the examples and their augmentation, and the storage.  So
 a stale one cannot be used: it has another name.  In it:
 
     cache.json   the fields with their dtypes, and what the cache was made of
-    NAME.bin     one field's values, example after example
-    NAME.npy     int64 [entries, 1 + rank]: where each example's value begins, and its shape
+    NAME.bin     one field's values, example after example, and
+    NAME.npy     where each begins; see `detector/array_file.py`
 """
 
 import hashlib
@@ -16,17 +16,19 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
 
+from detector.array_file import ArrayFile, ArrayWriter
 from detector.digest import digests
 from detector.faster_rcnn import FasterRCNN
 from detector.freeze import FreezePlan
 from detector.frozen_prefix import FrozenPrefix, Sizes, find_cut
+from detector.suppression import Suppressed
 
 _FORMAT = 1
 _PAGE = "cache.json"
@@ -51,14 +53,15 @@ class ExampleViews:
     """The fixed set of examples that a cache is made of: every image in each of its augmentations.
 
     `batches()` yields every entry once, in order, in batches of the design's section 4, of which rows with a
-    negative `image_id` fill up the last; `entries` is their number; `entry_at(position)` says which is
-    training's `position`-th; `key` is a digest of images, labels, augmentation and canvas.
+    negative `image_id` fill up the last; `entries` is their number; `key` is a digest of images, labels,
+    augmentation and canvas; `entry_at(position)` says which is training's `position`-th, and is None for
+    examples that are not for training but for detection.
     """
 
     batches: Callable[[], Iterable[Batch]]
     entries: int
-    entry_at: Callable[[int], int]
     key: str
+    entry_at: Callable[[int], int] | None = None
 
 
 class FeatureCache:
@@ -121,6 +124,7 @@ class FeatureCache:
             "tensorflow": tf.__version__,
             "examples": self._views.key,
             "entries": self._views.entries,
+            "training": self._is_for_training,
             "model": self._model_config,
             "cut": list(cut.paths),
             "storage": self._storage,
@@ -142,6 +146,10 @@ class FeatureCache:
                 f"computed once for {self._views.entries} examples"
             )
         return CachedFeatures(place, prefix, self._views.entry_at)
+
+    @property
+    def _is_for_training(self) -> bool:
+        return self._views.entry_at is not None
 
     def _make(
         self,
@@ -166,10 +174,12 @@ class FeatureCache:
     def _compute(
         self, prefix: FrozenPrefix, folder: Path, parts: Mapping[str, Any], is_stopped: Callable[[], bool]
     ) -> None:
-        outputs = tf.function(prefix.outputs, reduce_retracing=True, autograph=False)
+        outputs = tf.function(
+            partial(prefix.outputs, training=self._is_for_training), reduce_retracing=True, autograph=False
+        )
         dtypes: dict[str, str] = {}
         with ExitStack() as files:
-            writers: dict[str, _FieldWriter] = {}
+            writers: dict[str, ArrayWriter] = {}
             for batch in self._views.batches():
                 if is_stopped():
                     raise CacheStopped
@@ -181,7 +191,7 @@ class FeatureCache:
                     stored = self._stored(field, value)
                     if field not in writers:
                         dtypes[field] = value.dtype.name
-                        writers[field] = files.enter_context(_FieldWriter(folder, field, stored.dtype.name))
+                        writers[field] = files.enter_context(ArrayWriter(folder, field, stored.dtype.name))
                     for row in stored[is_entry]:
                         writers[field].append(row)
                 if is_first:
@@ -218,12 +228,13 @@ class FeatureCache:
 
 
 class CachedFeatures:
-    """What was kept, memory-mapped: batches to train from, and their losses."""
+    """What was kept, memory-mapped: batches to train from and their losses, or to detect on."""
 
-    def __init__(self, folder: Path, prefix: FrozenPrefix, entry_at: Callable[[int], int]):
+    def __init__(self, folder: Path, prefix: FrozenPrefix, entry_at: Callable[[int], int] | None):
+        self.folder = folder
         fields = json.loads((folder / _PAGE).read_text(encoding="utf-8"))["fields"]
         self._dtypes = {name: tf.as_dtype(field["dtype"]) for name, field in fields.items()}
-        self._fields = {n: _Field(folder, n, tf.as_dtype(field["stored"])) for n, field in fields.items()}
+        self._fields = {n: ArrayFile(folder, n, tf.as_dtype(field["stored"])) for n, field in fields.items()}
         self._prefix = prefix
         self._entry_at = entry_at
 
@@ -239,12 +250,34 @@ class CachedFeatures:
             return None
         return Sizes(canvas_hw.tolist(), grid_hw.tolist())
 
+    def detect(self, batch: Batch) -> Suppressed:
+        """Return what `FasterRCNN.detect` does, for one of the batches `each_once`."""
+        return self._prefix.detect(batch, self.sizes)
+
     def batches(self, batch_size: int, start_step: int = 0) -> tf.data.Dataset:
         """Return endless batches, of the entries that training sees from `start_step` on."""
+        assert self._entry_at is not None, "these features are for detection"
+        return self._batches(tf.data.Dataset.counter(start_step * batch_size), self._entry_at, batch_size)
+
+    def each_once(self, batch_size: int) -> tf.data.Dataset:
+        """Return every entry once, in order; copies fill up the last batch, whose `image_id` is -1."""
+        entries = len(self._fields["image_id"])
+
+        def mark_copies(number: tf.Tensor, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            positions = number * batch_size + tf.range(batch_size, dtype=tf.int64)
+            return {**batch, "image_id": tf.where(positions < entries, batch["image_id"], -1)}
+
+        positions = tf.data.Dataset.range(-(-entries // batch_size) * batch_size)
+        rows = self._batches(positions, lambda position: min(position, entries - 1), batch_size)
+        return rows.enumerate().map(mark_copies)
+
+    def _batches(
+        self, positions: tf.data.Dataset, entry_at: Callable[[int], int], batch_size: int
+    ) -> tf.data.Dataset:
         names = list(self._fields)
 
         def read(positions: np.ndarray) -> list[np.ndarray]:
-            entries = [self._entry_at(int(position)) for position in positions]
+            entries = [entry_at(int(position)) for position in positions]
             return [np.stack([self._fields[name][entry] for entry in entries]) for name in names]
 
         def load(positions: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -259,60 +292,10 @@ class CachedFeatures:
             }
 
         return (
-            tf.data.Dataset.counter(start_step * batch_size)
-            .batch(batch_size, drop_remainder=True)
+            positions.batch(batch_size, drop_remainder=True)
             .map(load, num_parallel_calls=2, deterministic=True)
             .prefetch(4)
         )
-
-
-class _FieldWriter:
-    def __init__(self, folder: Path, name: str, dtype: str):
-        self.dtype = dtype
-        self.bytes = 0
-        self._index: list[list[int]] = []
-        self._index_path = folder / f"{name}.npy"
-        self._file = open(folder / f"{name}.bin", "wb")  # noqa: SIM115 - closed by `__exit__`
-
-    def __enter__(self) -> "_FieldWriter":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-        np.save(self._index_path, np.array(self._index, np.int64))
-
-    def append(self, value: np.ndarray) -> None:
-        self._index.append([self.bytes, *value.shape])
-        self.bytes += self._file.write(np.ascontiguousarray(value).tobytes())
-
-
-class _Field:
-    """One field's values, by entry."""
-
-    def __init__(self, folder: Path, name: str, dtype: tf.DType):
-        self.dtype = dtype
-        self._numpy_dtype = np.dtype(dtype.as_numpy_dtype)
-        index = np.load(folder / f"{name}.npy")
-        self._starts, self._shapes = index[:, 0], index[:, 1:]
-        path = folder / f"{name}.bin"
-        self._bytes = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
-
-    def __getitem__(self, entry: int) -> np.ndarray:
-        shape = self._shapes[entry]
-        start = self._starts[entry]
-        size = int(np.prod(shape)) * self._numpy_dtype.itemsize
-        return self._bytes[start : start + size].view(self._numpy_dtype).reshape(shape)
-
-    @property
-    def static_shape(self) -> list[int | None]:
-        """The shape of every entry's value, None where they differ."""
-        same = (self._shapes == self._shapes[:1]).all(axis=0)
-        return [int(size) if is_same else None for size, is_same in zip(self._shapes[0], same, strict=True)]
-
-    def constant(self) -> np.ndarray | None:
-        """The value of every entry where they are the same."""
-        first = self[0]
-        return first if all(np.array_equal(first, self[i]) for i in range(len(self._starts))) else None
 
 
 def _size(folder: Path) -> int:

@@ -44,17 +44,14 @@ class Rpn(Component):
     def __init__(self, anchors_per_cell: int, conv_depth: int = 512, kernel_size: int = 3):
         super().__init__(name="rpn")
 
-        def convolution(filters: int, size: int, activation=None) -> SparselyTrainedConv2D:
-            return SparselyTrainedConv2D(
-                filters,
-                size,
-                activation=activation,
-                kernel_initializer=tf_keras.initializers.TruncatedNormal(stddev=0.01),
-            )
+        def normal() -> tf_keras.initializers.Initializer:
+            return tf_keras.initializers.TruncatedNormal(stddev=0.01)
 
-        self.conv = convolution(conv_depth, kernel_size, tf.nn.relu6)
-        self.objectness = convolution(2 * anchors_per_cell, 1)
-        self.box_encodings = convolution(4 * anchors_per_cell, 1)
+        self.conv = SparselyTrainedConv2D(
+            conv_depth, kernel_size, activation=tf.nn.relu6, kernel_initializer=normal()
+        )
+        self.objectness = tf_keras.layers.Conv2D(2 * anchors_per_cell, 1, kernel_initializer=normal())
+        self.box_encodings = tf_keras.layers.Conv2D(4 * anchors_per_cell, 1, kernel_initializer=normal())
 
     def call(self, features: tf.Tensor, training: bool = False) -> RpnOutputs:
         """Return the outputs for the anchors of `features` [B, h, w, depth]; A = h * w * anchors_per_cell."""

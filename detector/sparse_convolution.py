@@ -7,6 +7,8 @@ import tf_keras
 # taken where more than this part of the cells counts.
 _LARGEST_SPARSE_PART = 0.5
 
+_OPERATION = {"strides": [1, 1, 1, 1], "padding": "SAME"}
+
 
 def differentiated_part(cells: int, drawn: int) -> float:
     """Return how much of a gradient is computed at most where a loss draws `drawn` of `cells`, 0 … 1."""
@@ -36,62 +38,69 @@ class SparselyTrainedConv2D(tf_keras.layers.Conv2D):
 def _convolution(inputs: tf.Tensor, kernel: tf.Tensor):
     def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         counts = tf.reduce_any(upstream != 0, axis=-1)
-        part = tf.reduce_mean(tf.cast(counts, tf.float32))
-        return tf.cond(
-            part <= _LARGEST_SPARSE_PART,
-            lambda: _sparse_gradients(inputs, kernel, upstream, tf.where(counts)),
-            lambda: _dense_gradients(inputs, kernel, upstream),
+        cells = tf.where(counts)
+        is_sparse = tf.reduce_mean(tf.cast(counts, tf.float32)) <= _LARGEST_SPARSE_PART
+        # Two decisions, so that TensorFlow leaves out the gradient that nothing asks for.
+        return (
+            tf.cond(
+                is_sparse,
+                lambda: _towards_inputs(inputs, kernel, upstream, cells),
+                lambda: tf.raw_ops.Conv2DBackpropInput(
+                    input_sizes=tf.shape(inputs), filter=kernel, out_backprop=upstream, **_OPERATION
+                ),
+            ),
+            tf.cond(
+                is_sparse,
+                lambda: _towards_kernel(inputs, kernel, upstream, cells),
+                lambda: tf.raw_ops.Conv2DBackpropFilter(
+                    input=inputs, filter_sizes=tf.shape(kernel), out_backprop=upstream, **_OPERATION
+                ),
+            ),
         )
 
     return tf.nn.conv2d(inputs, kernel, 1, "SAME"), gradients
 
 
-def _dense_gradients(
-    inputs: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    operation = {"strides": [1, 1, 1, 1], "padding": "SAME"}
-    return (
-        tf.raw_ops.Conv2DBackpropInput(
-            input_sizes=tf.shape(inputs), filter=kernel, out_backprop=upstream, **operation
-        ),
-        tf.raw_ops.Conv2DBackpropFilter(
-            input=inputs, filter_sizes=tf.shape(kernel), out_backprop=upstream, **operation
-        ),
+def _towards_kernel(inputs: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor, cells: tf.Tensor) -> tf.Tensor:
+    """Return the gradient towards the kernel from the `cells` [N, 3] (image, row, column) alone."""
+    height, width, channels, _ = kernel.shape
+    padded = tf.pad(inputs, _padding(kernel))
+    patches = tf.gather(tf.reshape(padded, [-1, channels]), _neighbours(cells, kernel, tf.shape(padded)))
+    flat = tf.matmul(
+        tf.reshape(patches, [-1, height * width * channels]),
+        tf.gather_nd(upstream, cells),
+        transpose_a=True,
     )
+    return tf.reshape(flat, kernel.shape)
 
 
-def _sparse_gradients(
-    inputs: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor, cells: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the gradients towards inputs and kernel from the `cells` [N, 3] (image, row, column) alone."""
+def _towards_inputs(inputs: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor, cells: tf.Tensor) -> tf.Tensor:
+    """Return the gradient towards the inputs from the `cells` [N, 3] (image, row, column) alone."""
     height, width, channels, filters = kernel.shape
-    before = [(height - 1) // 2, (width - 1) // 2]
-    padded = tf.pad(inputs, [[0, 0], [before[0], height // 2], [before[1], width // 2], [0, 0]])
-    padded_shape = tf.shape(padded, tf.int64)
-    # Where a cell's neighbourhood lies among the rows of the padded input: [N, k * k].
-    corner = (cells[:, 0] * padded_shape[1] + cells[:, 1]) * padded_shape[2] + cells[:, 2]
-    offsets = tf.range(height, dtype=tf.int64)[:, tf.newaxis] * padded_shape[2] + tf.range(
-        width, dtype=tf.int64
-    )
-    rows = corner[:, tf.newaxis] + tf.reshape(offsets, [1, -1])
-
-    cell_gradients = tf.gather_nd(upstream, cells)
-    flat_kernel = tf.reshape(kernel, [-1, filters])
-    patches = tf.gather(tf.reshape(padded, [-1, channels]), rows)
-    towards_kernel = tf.matmul(
-        tf.reshape(patches, [-1, height * width * channels]), cell_gradients, transpose_a=True
-    )
+    padding = _padding(kernel)
+    shape = tf.shape(inputs)
+    padded_shape = shape + tf.reduce_sum(padding, axis=1)
+    patches = tf.matmul(tf.gather_nd(upstream, cells), tf.reshape(kernel, [-1, filters]), transpose_b=True)
     # Neighbourhoods overlap: they are added up in float32, whatever they are computed in.
-    towards_patches = tf.matmul(cell_gradients, flat_kernel, transpose_b=True)
-    towards_padded = tf.math.unsorted_segment_sum(
-        tf.cast(tf.reshape(towards_patches, [-1, height * width, channels]), tf.float32),
-        rows,
+    padded = tf.math.unsorted_segment_sum(
+        tf.cast(tf.reshape(patches, [-1, height * width, channels]), tf.float32),
+        _neighbours(cells, kernel, padded_shape),
         tf.reduce_prod(padded_shape[:3]),
     )
-    shape = tf.shape(inputs)
-    towards_inputs = tf.slice(
-        tf.reshape(towards_padded, padded_shape),
-        [0, *before, 0],
-        shape,
-    )
-    return tf.cast(towards_inputs, inputs.dtype), tf.reshape(towards_kernel, kernel.shape)
+    unpadded = tf.slice(tf.reshape(padded, padded_shape), [before for before, _ in padding], shape)
+    return tf.cast(unpadded, inputs.dtype)
+
+
+def _padding(kernel: tf.Tensor) -> list[list[int]]:
+    """Return what "SAME" pads the input with for stride 1, before and after, by axis."""
+    height, width, _, _ = kernel.shape
+    return [[0, 0], [(height - 1) // 2, height // 2], [(width - 1) // 2, width // 2], [0, 0]]
+
+
+def _neighbours(cells: tf.Tensor, kernel: tf.Tensor, padded_shape: tf.Tensor) -> tf.Tensor:
+    """Return int64 [N, height * width]: where the inputs of `cells` are in the flattened padded input."""
+    height, width, _, _ = kernel.shape
+    rows, columns = tf.unstack(tf.cast(padded_shape[1:3], tf.int64))
+    corner = (cells[:, 0] * rows + cells[:, 1]) * columns + cells[:, 2]
+    offsets = tf.range(height, dtype=tf.int64)[:, tf.newaxis] * columns + tf.range(width, dtype=tf.int64)
+    return corner[:, tf.newaxis] + tf.reshape(offsets, [1, -1])

@@ -137,7 +137,7 @@ def fit(
     *,
     cache: FeatureCache | None = None,
     run: RunLog | None = None,
-    evaluate: Callable[[], CocoScores] | None = None,
+    evaluate: Callable[[FreezePlan], CocoScores] | None = None,
     categories: list[dict[str, Any]] | None = None,
     provenance: dict[str, Any] | None = None,
     resume_from: CheckpointInfo | None = None,
@@ -156,7 +156,8 @@ def fit(
         cache: trains from kept features in every freeze stage that leaves a prefix of the model as it is;
             `batches` must be a function then.
         run: where metrics and checkpoints go; None keeps nothing.
-        evaluate: scores the model as it stands; called every `train.evaluate_every` steps and at the end.
+        evaluate: scores the model as it stands, given the plan of the freeze stage; called every
+            `train.evaluate_every` steps and at the end.
         categories: [{"id", "name"}] of the data set, for the checkpoints; numbered from 1 where left out.
         provenance: per component where its weights came from, for the checkpoints.
         resume_from: the page of the run's last checkpoint, to go on from there; `run` must hold it.
@@ -300,7 +301,7 @@ def fit(
             if evaluate is not None and (
                 is_last or (settings.evaluate_every and at.step % settings.evaluate_every == 0)
             ):
-                scores[at.step] = evaluate()
+                scores[at.step] = evaluate(schedule.stages[stage].plan)
                 at = _note_score(at, scores[at.step])
                 progress.note(f"step {at.step}: AP {_shown(scores[at.step].AP)}, best {_shown(at.best_ap)}")
                 if run is not None:

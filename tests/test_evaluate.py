@@ -18,9 +18,9 @@ def batch(image_ids, size_hw=(64, 64), original_hw=(128, 192)):
     }
 
 
-def fake_detect(image, image_size_hw):
+def fake_detect(batch):
     """Two detections on every image, and a slot of padding."""
-    rows = len(image)
+    rows = len(batch["image"])
     return Suppressed(
         tf.constant([[[16.0, 0, 32, 64], [0, 0, 64, 32], [0, 0, 0, 0]]] * rows),
         tf.constant([[0.9, 0.4, 0.0]] * rows),

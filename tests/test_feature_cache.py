@@ -9,12 +9,14 @@ import tensorflow as tf
 from detector import checkpoint
 from detector.builder import build_model
 from detector.config import ConfigError, FreezeStageConfig
+from detector.evaluate import Evaluator
 from detector.feature_cache import CacheStopped, ExampleViews, FeatureCache
 from detector.freeze import resolve, rows_of
 from detector.freeze_schedule import resolve_schedule
 from detector.run_log import RunLog
 from detector.train import Interrupted, fit
 
+CLASS_NAMES = ("circle", "square", "star")
 ENTRIES = 5
 HEADS = ["feature_extractor"]
 PREDICTOR_ONLY = ["feature_extractor", "rpn", "box_classifier/tower"]
@@ -42,7 +44,7 @@ def joined(rows):
 def views(examples):
     """Return a function from a key to the five examples as views; `passes` counts how often all were read."""
 
-    def make(key="five", batch_size=2, rows=examples):
+    def make(key="five", batch_size=2, rows=examples, entry_at=entry_at):
         def batches():
             make.passes += 1
             for start in range(0, len(rows), batch_size):
@@ -50,7 +52,7 @@ def views(examples):
                 copies = [{**rows[-1], "image_id": tf.constant([-1], tf.int64)}] * (batch_size - len(chunk))
                 yield joined(chunk + copies)
 
-        return ExampleViews(batches, len(rows), entry_at, key)
+        return ExampleViews(batches, len(rows), key, entry_at)
 
     make.passes = 0
     return make
@@ -109,6 +111,96 @@ def test_the_losses_are_those_without_the_cache(
     # At the second step the weights differ by the rounding of the first.
     np.testing.assert_allclose(runs[0], runs[1], rtol=1e-3)
     assert len(folders(tmp_path)) == 1
+
+
+@pytest.fixture
+def evaluator_of(tmp_path, views, tiny_config, examples):
+    """Return a function that makes an evaluator of the five examples, by default with a cache."""
+    truth = {
+        "images": [{"id": int(row["image_id"][0]), "height": 64, "width": 64} for row in examples],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(CLASS_NAMES)],
+        "annotations": [],
+    }
+
+    def make(model, is_cached=True, **how):
+        cached = views("evaluation", entry_at=None)
+        cache = FeatureCache(
+            tmp_path / "features",
+            cached,
+            limit_bytes=how.pop("limit_bytes", 10**9),
+            model_config=tiny_config().model.model_dump(mode="json"),
+        )
+        return Evaluator(
+            model,
+            list(cached.batches()),
+            truth,
+            cache=cache if is_cached else None,
+            cache_batch_size=2,
+            **how,
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("freeze", [HEADS, PREDICTOR_ONLY])
+def test_detections_are_those_without_the_cache(tiny_model, evaluator_of, views, freeze):
+    model, told = tiny_model(), []
+    plan = plan_of(model, freeze)
+    with_cache, without = evaluator_of(model, note=told.append), evaluator_of(model, is_cached=False)
+    passes = views.passes
+    for _ in range(2):
+        with_cache(plan)
+        without(plan)
+        assert len(with_cache.detections) == len(without.detections) > 0
+        for mine, expected in zip(with_cache.detections, without.detections, strict=True):
+            assert mine["image_id"] == expected["image_id"]
+            assert mine["category_id"] == expected["category_id"]
+            np.testing.assert_allclose(mine["score"], expected["score"], rtol=1e-5)
+            np.testing.assert_allclose(mine["bbox"], expected["bbox"], rtol=1e-4, atol=1e-3)
+        # What is not frozen moves, and the images are not looked at again.
+        model.box_classifier.predictor.class_scores.bias.assign_add([0.5, 0.1, -0.3, 0.2])
+    assert views.passes == passes + 1
+    assert len(told) == 1
+    assert told[0].startswith("evaluation: features after")
+
+
+def test_features_of_what_moved_after_all_are_not_detected_on(tiny_model, evaluator_of, tmp_path):
+    model = tiny_model()
+    plan = plan_of(model, HEADS)
+    with_cache, without = evaluator_of(model), evaluator_of(model, is_cached=False)
+    with_cache(plan)
+    moved = model.variables_by_path["feature_extractor/Mixed_4e/Branch_0/Conv2d_0a_1x1/kernel"]
+    moved.assign(moved + 0.5)
+    with_cache(plan)
+    without(plan)
+    assert [row["score"] for row in with_cache.detections] == pytest.approx(
+        [row["score"] for row in without.detections], rel=1e-5
+    )
+    assert len(folders(tmp_path)) == 2
+
+
+def test_an_evaluation_without_a_frozen_prefix_or_without_room_computes_all(tiny_model, evaluator_of):
+    model, told = tiny_model(), []
+    evaluator = evaluator_of(model, limit_bytes=1, note=told.append)
+    for freeze in ([], HEADS):
+        plan = plan_of(model, freeze)
+        evaluator(plan)
+        evaluator(plan)
+    assert len(evaluator.detections) > 0
+    assert [text.split(":")[1].strip() for text in told] == [
+        "no features to cache",
+        "features after feature_extractor/Mixed_4e are computed at every step",
+    ]
+
+
+def test_training_does_not_take_what_was_computed_for_detection(tiny_model, views, tmp_path, tiny_config):
+    # Anchors across the edge propose in detection alone.
+    model = tiny_model()
+    plan = plan_of(model, PREDICTOR_ONLY)
+    how = {"limit_bytes": 10**9, "model_config": tiny_config().model.model_dump(mode="json")}
+    for at in (entry_at, None):
+        FeatureCache(tmp_path / "features", views(entry_at=at), **how).open(model, plan, print)
+    assert len(folders(tmp_path)) == 2
 
 
 def test_a_cache_is_computed_once_and_used_again(tiny_model, cache_of, views, tmp_path):

@@ -261,7 +261,12 @@ def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(tiny_model, tiny_
     )
     model, run = tiny_model(), RunLog(tmp_path)
     result = fit(
-        model, plan_of(model), batches(make_batch), config, run=run, evaluate=lambda: scores_with(next(aps))
+        model,
+        plan_of(model),
+        batches(make_batch),
+        config,
+        run=run,
+        evaluate=lambda plan: scores_with(next(aps)),
     )
     assert result.stopped_early and result.step == 4
     assert run.best.name == "step-000002" and run.last.name == "step-000004"

@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import command_line
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from data.augment import Augmentation
     from data.dataset import DetectionDataset
     from detector.config import Config
-    from detector.feature_cache import FeatureCache
+    from detector.feature_cache import ExampleViews, FeatureCache
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,19 +112,24 @@ def _train(arguments: argparse.Namespace) -> int:
     command_line.print_schedule(console, config, model, schedule)
     console.print(f"run folder: {run.folder}", markup=False, soft_wrap=True)
 
+    is_cached = config.train.cache == "features"
     evaluator = None
     if evaluation_set is not None:
+        batches = evaluation_batches(
+            evaluation_set, batch_size=config.evaluate.batch_size, resize=to_canvas(resizer)
+        )
         evaluator = Evaluator(
             model,
-            evaluation_batches(
-                evaluation_set, batch_size=config.evaluate.batch_size, resize=to_canvas(resizer)
-            ),
+            batches,
             evaluation_set.coco_ground_truth(),
+            cache=evaluation_cache(config, evaluation_set, batches) if is_cached else None,
+            cache_batch_size=config.evaluate.batch_size,
+            note=lambda text: console.print(text, markup=False, soft_wrap=True),
         )
     with plain_errors():
         before = None
         if evaluator is not None and config.train.evaluate_at_start and resume_from is None:
-            before = evaluator()
+            before = evaluator(schedule.stages[0].plan)
             run.metrics(0, {f"evaluation/{name}": value for name, value in before.numbers().items()})
             console.print(f"AP before training: {_shown(before.AP)}")
         try:
@@ -141,7 +146,7 @@ def _train(arguments: argparse.Namespace) -> int:
                     views=config.train.views,
                 ),
                 config,
-                cache=feature_cache(config, train_set, augment) if config.train.cache == "features" else None,
+                cache=feature_cache(config, train_set, augment) if is_cached else None,
                 run=run,
                 evaluate=evaluator,
                 categories=[{"id": c.id, "name": c.name} for c in train_set.categories],
@@ -155,7 +160,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     if evaluator is not None:
         # A run that was cut off after its last step has a checkpoint and no scores yet.
-        after = result.scores.get(result.step) or evaluator()
+        after = result.scores.get(result.step) or evaluator(schedule.stages[-1].plan)
         run.write_json("detections.json", evaluator.detections)
         run.write_json("evaluation.json", after.to_dict())
         console.print(
@@ -176,18 +181,17 @@ def feature_cache(
 
     from data.pipeline import training_entry, view_batches
     from detector.builder import build_resizer
-    from detector.feature_cache import ExampleViews, FeatureCache
+    from detector.feature_cache import ExampleViews
     from detector.resizer import to_canvas
 
     settings, resizer = config.train, build_resizer(config.model)
     views = settings.views or 1
-    has_one_canvas = None not in resizer.canvas_hw
 
     def batches() -> "tf.data.Dataset":
         return view_batches(
             train_set,
             views=views,
-            batch_size=settings.batch_size if has_one_canvas else 1,
+            batch_size=settings.batch_size if _has_one_canvas(config) else 1,
             resize=to_canvas(resizer),
             augment=augment,
         )
@@ -195,18 +199,51 @@ def feature_cache(
     def entry_at(position: int) -> int:
         return training_entry(position, len(train_set), settings.seed, views)
 
-    made_of = {
-        "examples": train_set.digest(),
-        "augment": [config.data.augment, config.data.min_visibility, albumentations.__version__],
-        "resizer": config.model.resizer.model_dump(mode="json"),
-        "views": views,
-    }
-    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    key = _key(
+        config,
+        train_set,
+        augment=[config.data.augment, config.data.min_visibility, albumentations.__version__],
+        views=views,
+    )
+    views_of = ExampleViews(batches, len(train_set) * views, key, entry_at)
+    return _cache(config, views_of, config.train.cache_storage)
+
+
+def evaluation_cache(
+    config: "Config", evaluation_set: "DetectionDataset", batches: "tf.data.Dataset"
+) -> "FeatureCache | None":
+    """Return the cache of the examples to evaluate on, in the folder and the budget of training's.
+
+    None where a batch pads canvases to its largest: what is computed then depends on the batch.
+    """
+    from detector.feature_cache import ExampleViews
+
+    if not _has_one_canvas(config) and config.evaluate.batch_size > 1:
+        return None
+    key = _key(config, evaluation_set)
+    # In full: scores are those of the model as it is exported.
+    return _cache(config, ExampleViews(lambda: batches, len(evaluation_set), key), "float32")
+
+
+def _has_one_canvas(config: "Config") -> bool:
+    from detector.builder import build_resizer
+
+    return None not in build_resizer(config.model).canvas_hw
+
+
+def _key(config: "Config", dataset: "DetectionDataset", **more: object) -> str:
+    made_of = {"examples": dataset.digest(), "resizer": config.model.resizer.model_dump(mode="json"), **more}
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+
+
+def _cache(config: "Config", views: "ExampleViews", storage: Literal["float32", "float16"]) -> "FeatureCache":
+    from detector.feature_cache import FeatureCache
+
     return FeatureCache(
-        settings.cache_folder,
-        ExampleViews(batches, len(train_set) * views, entry_at, key),
-        limit_bytes=int(settings.cache_limit_gb * 1e9),
-        storage=settings.cache_storage,
+        config.train.cache_folder,
+        views,
+        limit_bytes=int(config.train.cache_limit_gb * 1e9),
+        storage=storage,
         model_config=config.model.model_dump(mode="json"),
     )
 
