@@ -98,24 +98,25 @@ class _AdamW(tf_keras.optimizers.AdamW):
     def apply_gradients(self, grads_and_vars: Iterable[tuple[tf.Tensor, tf.Variable]], **arguments):
         """Move the variables."""
         step = tf.cast(self.iterations + 1, tf.float32)
-        self._beta_powers = (tf.pow(self.beta_1, step), tf.pow(self.beta_2, step))
+        self._of_step = {
+            "beta1_power": tf.pow(self.beta_1, step),
+            "beta2_power": tf.pow(self.beta_2, step),
+            "lr": tf.convert_to_tensor(self.learning_rate),
+            "beta1": tf.constant(self.beta_1),
+            "beta2": tf.constant(self.beta_2),
+            "epsilon": tf.constant(self.epsilon),
+        }
         return super().apply_gradients(grads_and_vars, **arguments)
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
         """Move `variable` and its moments."""
         index = self._index_dict[self._var_key(variable)]
-        beta_1_power, beta_2_power = self._beta_powers
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
             m=self._momentums[index].handle,
             v=self._velocities[index].handle,
-            beta1_power=beta_1_power,
-            beta2_power=beta_2_power,
-            lr=tf.convert_to_tensor(self.learning_rate),
-            beta1=self.beta_1,
-            beta2=self.beta_2,
-            epsilon=self.epsilon,
             grad=gradient,
+            **self._of_step,
         )
 
 

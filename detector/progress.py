@@ -12,6 +12,9 @@ from rich.progress import Progress as RichProgress
 
 _PARTS = {"rpn_objectness": "objectness", "rpn_box": "rpn box", "class": "class", "box": "box", "l2": "l2"}
 
+# From this part of the time on, that the input pipeline holds the steps up is worth saying.
+_SHOWN_INPUT_SHARE = 0.1
+
 
 class Progress:
     """Shows steps as they end; with `bar` false it prints a line every `log_every` steps instead."""
@@ -21,6 +24,7 @@ class Progress:
         self._console = Console(highlight=False)
         # The first step traces the graph; rates are taken over the steps after it.
         self._ends: deque[float] = deque(maxlen=100)
+        self._waits: deque[float] = deque(maxlen=100)
         self._bar: RichProgress | None = None
         if bar:
             self._bar = RichProgress(
@@ -44,11 +48,18 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def advance(self, step: int, values: Mapping[str, float]) -> None:
-        """Show that `step` steps are done, with the named losses of the last."""
+    def advance(self, step: int, values: Mapping[str, float], waited: float) -> None:
+        """Show that `step` steps are done, with the named losses of the last.
+
+        `waited` is how many seconds it stood still for its batch.
+        """
         self._ends.append(time.perf_counter())
-        rate = self.rates().get("images_per_second")
+        self._waits.append(waited)
+        rates = self.rates()
+        rate = rates.get("images_per_second")
         speed = f"{rate:.1f} images/s" if rate else ""
+        if rates.get("input_share", 0.0) >= _SHOWN_INPUT_SHARE:
+            speed += f" ({rates['input_share']:.0%} of the time waiting for images)"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, status=f"{speed}  loss {values['loss']:.3f}")
         elif step % self._log_every == 0 or step == self._steps:
@@ -59,15 +70,22 @@ class Progress:
             self._console.print(line, soft_wrap=True)
 
     def rates(self) -> dict[str, float]:
-        """Return `images_per_second` over the last steps, once there are two to measure between."""
+        """Return `images_per_second`, and the part of the time that steps stood still for their batches.
+
+        That is `input_share`, 0 … 1.  Both are over the last steps, once there are two to measure between.
+        """
         if len(self._ends) < 2:
             return {}
         seconds = self._ends[-1] - self._ends[0]
-        return {"images_per_second": (len(self._ends) - 1) * self._batch_size / seconds}
+        return {
+            "images_per_second": (len(self._ends) - 1) * self._batch_size / seconds,
+            "input_share": sum(list(self._waits)[1:]) / seconds,
+        }
 
     def note(self, text: str) -> None:
         """Print a line above the bar, and leave the time it took to come by out of the rates."""
         self._ends.clear()
+        self._waits.clear()
         (self._bar.console if self._bar is not None else self._console).print(
             text, markup=False, soft_wrap=True
         )

@@ -6,6 +6,7 @@ Every random choice is keyed by (seed, step), so a run that was killed and resum
 
 import math
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -280,7 +281,9 @@ def fit(
                 if run is not None:
                     run.note(at.step, "freeze_plan", schedule.describe(stage))
 
+            began = time.perf_counter()
             batch = _next_batch(source, at.step)
+            waited = time.perf_counter() - began
             learning_rate = rate(at.step) * schedule.stages[stage].rate_factor(at.step)
             losses = step(
                 batch,
@@ -290,7 +293,7 @@ def fit(
             values = {name: float(value) for name, value in losses.items()}
             _require_finite(values, at.step, batch)
             at = replace(at, step=at.step + 1)
-            progress.advance(at.step, values)
+            progress.advance(at.step, values, waited)
             if run is not None and (at.step % settings.log_every == 0 or at.step == settings.steps):
                 run.metrics(
                     at.step,

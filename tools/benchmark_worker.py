@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import albumentations  # noqa: F401 - here, so that the time to the first step is not that of an import
 import command_line
 import tensorflow as tf
 from train import feature_cache
