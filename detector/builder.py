@@ -10,9 +10,9 @@ import tf_keras
 from detector.anchors import AnchorGrid
 from detector.box_classifier import BoxClassifier, Predictor
 from detector.component import Component
-from detector.config import FeatureExtractorConfig, FixedShapeConfig, ModelConfig
 from detector.faster_rcnn import BoxClassifierSettings, FasterRCNN, RpnSettings
 from detector.feature_extractors import inception_resnet_v2, inception_v2, inception_v3, resnet
+from detector.model_config import FeatureExtractorConfig, FixedShapeConfig, ModelConfig
 from detector.resizer import FixedShapeResizer, KeepAspectRatioResizer, Resizer
 from detector.rpn import Rpn
 

@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from detector import checkpoint
 from detector.builder import build_model, build_resizer
 from detector.checkpoint import CheckpointError, CheckpointInfo
-from detector.config import ModelConfig, Precision
 from detector.export import ENCODED_SIGNATURE, LABEL_MAP, is_saved_model, label_map_ids, serving_functions
 from detector.faster_rcnn import FasterRCNN
 from detector.label_map import read_label_map
+from detector.model_config import ModelConfig, Precision
 from detector.resizer import Resizer
 
 Which = Literal["best", "last"]

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from detector.config import ConfigError, FreezeConfig, FreezeScheduleConfig, FreezeStageConfig, Section
+from detector.config import ConfigError, FreezeConfig, FreezeScheduleConfig, FreezeStageConfig
+from detector.config_section import Section
 from detector.selectors import split_selectors
 
 REFERENCE = "none"

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import albumentations  # noqa: F401 - here, so that the time to the first step is not that of an import
 import command_line
 import tensorflow as tf
 from train import feature_cache
@@ -68,6 +67,8 @@ def _training(spec: Spec, config: Config) -> Start:
     if spec["data"] == "random" and not is_cached:
         batches = itertools.cycle(_random_batches(spec))
         return lambda: workloads.training(config, _class_names(spec), batches)
+    import albumentations  # noqa: F401 - now, so that the time to the first step is not that of an import
+
     # Of its own: features that an earlier call kept would make this one's start look quick.
     kept_in = {"cache_folder": Path(tempfile.mkdtemp())}
     config = config.model_copy(update={"train": config.train.model_copy(update=kept_in)})

@@ -56,11 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from detector.config import ModelConfig
     from detector.export import export, export_settings, freeze_manifest, label_map_ids
     from detector.export_check import ExportCheckError, check_export
     from detector.hardware import of_this_machine
     from detector.loading import find_checkpoint, load_checkpoint
+    from detector.model_config import ModelConfig
 
     if arguments.max_proposals is not None and arguments.max_proposals < 1:
         raise ValueError(f"--max-proposals takes a number from 1 on, got {arguments.max_proposals}")

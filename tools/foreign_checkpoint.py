@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import command_line
 
 if TYPE_CHECKING:
-    from detector.config import Config, ModelConfig
+    from detector.config import Config
+    from detector.model_config import ModelConfig
     from detector.weights.importing import ImportReport
 
 

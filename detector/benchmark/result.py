@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from detector.benchmark.jobs import Job
 from detector.benchmark.rounds import Measurement, Round
 from detector.benchmark.spec import PEAKS
-from detector.config import Section
+from detector.config_section import Section
 
 
 class ResultError(ValueError):

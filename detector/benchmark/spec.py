@@ -12,7 +12,8 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from detector.config import ConfigError, Section
+from detector.config import ConfigError
+from detector.config_section import Section
 
 Kind = Literal["train", "infer", "input", "evaluate", "startup"]
 
