@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from detector import config
+from detector import config, model_config
 from detector.pipeline_config import (
     PipelineConfigError,
     format_notes,
@@ -299,17 +299,17 @@ def test_oracle_configurations(name):
     assert read.notes == ()
     model = config.validate(read.values, name).model
     assert model.num_classes == 90
-    assert model.anchors == config.AnchorsConfig()
-    assert model.box_classifier == config.BoxClassifierConfig(
+    assert model.anchors == model_config.AnchorsConfig()
+    assert model.box_classifier == model_config.BoxClassifierConfig(
         share_box_across_classes=name.endswith("resnet50_v1"),
         batch_size=300 if name.endswith("resnet50_v1") else 64,
     )
     if name.endswith("inception_v2"):
-        assert model.rpn == config.RpnConfig()
-        assert model.resizer == config.FixedShapeConfig(kind="fixed_shape", height=512, width=512)
+        assert model.rpn == model_config.RpnConfig()
+        assert model.resizer == model_config.FixedShapeConfig(kind="fixed_shape", height=512, width=512)
         assert model.feature_extractor.type == "inception_v2"
     else:
-        assert model.rpn == config.RpnConfig(minibatch_size=200000, clip_anchors=True)
+        assert model.rpn == model_config.RpnConfig(minibatch_size=200000, clip_anchors=True)
         assert model.resizer == config.KeepAspectRatioConfig(
             kind="keep_aspect_ratio", min_dimension=640, max_dimension=640, pad=True
         )
