@@ -310,7 +310,7 @@ def test_oracle_configurations(name):
         assert model.feature_extractor.type == "inception_v2"
     else:
         assert model.rpn == model_config.RpnConfig(minibatch_size=200000, clip_anchors=True)
-        assert model.resizer == config.KeepAspectRatioConfig(
+        assert model.resizer == model_config.KeepAspectRatioConfig(
             kind="keep_aspect_ratio", min_dimension=640, max_dimension=640, pad=True
         )
         assert (model.feature_extractor.type, model.feature_extractor.topology) == ("resnet50", "keras")
