@@ -75,6 +75,9 @@ def test_the_picture_has_a_panel_for_all_there_is(tmp_path):
         return struct.unpack(">II", (tmp_path / "small.png").read_bytes()[16:24])[1]
 
     assert height(result()) > height(result(ratios=False)) > 100
+    alone = result().workloads[0].model_copy(update={"peak_part": None})
+    only = result(ratios=False).model_copy(update={"workloads": (alone,)})
+    assert height(only) > 100, "nothing to compare with: its time"
 
 
 @pytest.mark.parametrize(

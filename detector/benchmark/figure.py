@@ -1,5 +1,6 @@
 """A benchmark's result as a picture: ratios with their spread, parts of the machine's peak, cost curves."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from matplotlib.ticker import ScalarFormatter
 
 from detector.benchmark.result import BenchmarkResult, Spread
 from detector.benchmark.scaling import Scaling, scaling_of
+from detector.benchmark.table import duration
 
 # Blue and orange of the colour-blind-safe palette of Okabe and Ito, and a grey for what is said twice.
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#777777"
@@ -21,22 +23,30 @@ def draw(result: BenchmarkResult, path: Path) -> None:
     ratios = {f"{ratio.workload}  /  {ratio.reference}": ratio.time for ratio in reversed(result.ratios)}
     parts = {w.name: w.peak_part for w in reversed(result.workloads) if w.peak_part is not None}
     curves = scaling_of(result.workloads)
-    heights = [_ROW * len(bars) + 1.0 for bars in (ratios, parts) if bars] + [3.4] * bool(curves)
+    times: dict[str, Spread] = {}
+    if not (ratios or parts or curves):  # start-up alone, say: nothing to compare it with
+        times = {w.name: w.seconds for w in reversed(result.workloads)}
+    heights = [_ROW * len(bars) + 1.0 for bars in (ratios, parts, times) if bars] + [3.4] * bool(curves)
     figure = Figure(figsize=(_WIDTH, sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = iter(figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
     if ratios:
-        _bars(next(panels), ratios, "time per image in parts of the reference's", "{:.3f}")
+        _bars(next(panels), ratios, "time per image in parts of the reference's", "{:.3f}".format, one=True)
     if parts:
-        _bars(next(panels), parts, "arithmetic in parts of the float32 matrix product's", "{:.0%}")
+        label = "arithmetic in parts of the float32 matrix product's"
+        _bars(next(panels), parts, label, "{:.0%}".format, one=True)
+    if times:
+        _bars(next(panels), times, "seconds", duration)
     if curves:
         _curves(next(panels), curves)
     figure.suptitle(f"{result.name}: {result.machine['cores']} cores of {result.machine['cpu']}", fontsize=10)
     figure.savefig(path, dpi=120)
 
 
-def _bars(axes: Any, bars: dict[str, Spread], label: str, number: str) -> None:
-    """Draw medians as bars, quartiles as whiskers, and a line at 1."""
+def _bars(
+    axes: Any, bars: dict[str, Spread], label: str, text: Callable[[float], str], one: bool = False
+) -> None:
+    """Draw medians as bars, quartiles as whiskers, and a line at `one` where parts are shown."""
     places = range(len(bars))
     medians = [spread.median for spread in bars.values()]
     whiskers = [
@@ -44,12 +54,13 @@ def _bars(axes: Any, bars: dict[str, Spread], label: str, number: str) -> None:
         [spread.q3 - spread.median for spread in bars.values()],
     ]
     axes.barh(places, medians, xerr=whiskers, color=_BLUE, height=0.62, capsize=3, ecolor="black")
-    axes.axvline(1.0, color=_GREY, linewidth=1, linestyle="--")
+    if one:
+        axes.axvline(1.0, color=_GREY, linewidth=1, linestyle="--")
     axes.set_yticks(list(places), list(bars))
-    axes.set_xlim(0, 1.15 * max(1.0, *(spread.q3 for spread in bars.values())))
+    axes.set_xlim(0, 1.15 * max(float(one), *(spread.q3 for spread in bars.values())))
     for place, spread in zip(places, bars.values(), strict=True):
         axes.annotate(
-            number.format(spread.median),
+            text(spread.median),
             (max(spread.q3, spread.median), place),
             xytext=(6, 0),
             textcoords="offset points",
