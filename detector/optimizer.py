@@ -1,14 +1,18 @@
-"""The optimizer of a run: one tf_keras optimizer per group of variables that always move together.
+"""The optimizer of a run: slots and a step count per group of variables that always move together.
 
 Groups are what lets learning rates differ by component (the rate is scaled, and with it the step, which for
 adaptive optimizers is not the same as scaling the gradient), and what lets a freeze schedule start and stop
 variables without touching the slots of the others.  A frozen variable is in no group: it has no slot.
+
+A variable is moved by one of TensorFlow's own operations, with what it computes those of tf_keras's
+optimizers.  These make a dozen operations of it, and with hundreds of variables that is most of a step's
+graph, and of the time to its first run.
 """
 
-from collections.abc import Hashable, Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping
 
 import tensorflow as tf
-import tf_keras
 
 from detector.config import OptimizerConfig
 
@@ -39,9 +43,8 @@ class GroupedOptimizer:
         for path, variable in trained.items():
             key = (moves_with[path] if moves_with else None, (lr_factors or {}).get(path, 1.0))
             groups.setdefault(key, {})[path] = variable
-        self._groups = [
-            (variables, factor, _build(config, variables)) for (_, factor), variables in groups.items()
-        ]
+        kind = _Sgd if config.kind == "sgd" else _AdamW
+        self._groups = [(kind(config, variables), factor) for (_, factor), variables in groups.items()]
 
     def apply(self, gradients: Mapping[str, tf.Tensor], learning_rate: tf.Tensor) -> None:
         """Move the variables by their gradients, {path: gradient}; groups without gradients stand still.
@@ -49,97 +52,92 @@ class GroupedOptimizer:
         Raises:
             ValueError: a group has gradients for a part of its variables only.
         """
-        for variables, factor, optimizer in self._groups:
-            given = [path for path in variables if path in gradients]
-            if not given:
+        for group, factor in self._groups:
+            missing = [path for path in group.variables if path not in gradients]
+            if len(missing) == len(group.variables):
                 continue
-            if len(given) < len(variables):
-                missing = next(path for path in variables if path not in gradients)
-                raise ValueError(f"a group of variables moves together, but {missing} has no gradient")
-            optimizer.learning_rate.assign(learning_rate * factor)
-            optimizer.apply_gradients([(gradients[path], variables[path]) for path in given])
+            if missing:
+                raise ValueError(f"a group of variables moves together, but {missing[0]} has no gradient")
+            group.move(gradients, learning_rate * factor)
 
     @property
     def state(self) -> dict[str, tf.Variable]:
         """The optimizer's variables by name: each group's step count, and `slot/path` for each variable."""
         state: dict[str, tf.Variable] = {}
-        for number, (variables, _, optimizer) in enumerate(self._groups):
-            state[f"iterations/{number}"] = optimizer.iterations
-            for name, slots in _slots(optimizer).items():
-                state |= {f"{name}/{path}": slot for path, slot in zip(variables, slots, strict=True)}
+        for number, (group, _) in enumerate(self._groups):
+            state[f"iterations/{number}"] = group.iterations
+            for name, slots in group.slots.items():
+                state |= {f"{name}/{path}": slot for path, slot in slots.items()}
         return state
 
 
-class _SGD(tf_keras.optimizers.SGD):
-    """`tf_keras.optimizers.SGD` whose update of a variable with momentum is one operation, not six."""
+class _Group(ABC):
+    """Variables that move together: how many times they did, and their slots, {name: {path: slot}}."""
 
-    def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
-        """Move `variable` and its momentum."""
-        if not self.momentum:
-            super().update_step(gradient, variable)
-            return
-        slot = self.momentums[self._index_dict[self._var_key(variable)]]
-        tf.raw_ops.ResourceApplyKerasMomentum(
-            var=variable.handle,
-            accum=slot.handle,
-            lr=tf.convert_to_tensor(self.learning_rate),
-            grad=gradient,
-            momentum=self.momentum,
-            use_nesterov=self.nesterov,
-        )
+    slot_names: tuple[str, ...]
 
-
-class _AdamW(tf_keras.optimizers.AdamW):
-    """`tf_keras.optimizers.AdamW` whose update of a variable is one operation behind the decay, not thirty.
-
-    With hundreds of variables their number is most of a step's graph, and of the time to its first run.
-    """
-
-    def apply_gradients(self, grads_and_vars: Iterable[tuple[tf.Tensor, tf.Variable]], **arguments):
-        """Move the variables."""
-        step = tf.cast(self.iterations + 1, tf.float32)
-        self._of_step = {
-            "beta1_power": tf.pow(self.beta_1, step),
-            "beta2_power": tf.pow(self.beta_2, step),
-            "lr": tf.convert_to_tensor(self.learning_rate),
-            "beta1": tf.constant(self.beta_1),
-            "beta2": tf.constant(self.beta_2),
-            "epsilon": tf.constant(self.epsilon),
+    def __init__(self, config: OptimizerConfig, variables: Mapping[str, tf.Variable]):
+        self.config = config
+        self.variables = dict(variables)
+        self.iterations = tf.Variable(0, trainable=False, dtype=tf.int64, name="iterations")
+        self.slots = {
+            name: {
+                path: tf.Variable(tf.zeros_like(variable), trainable=False, name=f"{name}/{path}")
+                for path, variable in variables.items()
+            }
+            for name in self.slot_names
         }
-        return super().apply_gradients(grads_and_vars, **arguments)
 
-    def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
-        """Move `variable` and its moments."""
-        index = self._index_dict[self._var_key(variable)]
-        tf.raw_ops.ResourceApplyAdam(
-            var=variable.handle,
-            m=self._momentums[index].handle,
-            v=self._velocities[index].handle,
-            grad=gradient,
-            **self._of_step,
-        )
+    @abstractmethod
+    def move(self, gradients: Mapping[str, tf.Tensor], learning_rate: tf.Tensor) -> None:
+        """Move every variable by its gradient, {path: gradient}, and count the step."""
 
 
-def _build(config: OptimizerConfig, variables: Mapping[str, tf.Variable]) -> tf_keras.optimizers.Optimizer:
-    # The rate is assigned by every step; 0 makes a step that forgets to do so visible.
-    if config.kind == "sgd":
-        optimizer = _SGD(0.0, momentum=config.momentum, nesterov=config.nesterov)
-    else:
-        optimizer = _AdamW(
-            0.0,
-            weight_decay=config.weight_decay,
-            beta_1=config.beta_1,
-            beta_2=config.beta_2,
-            epsilon=config.epsilon,
-        )
-        optimizer.exclude_from_weight_decay(
-            var_list=[variable for path, variable in variables.items() if path.endswith(_NO_DECAY)]
-        )
-    optimizer.build(list(variables.values()))
-    return optimizer
+class _Sgd(_Group):
+    """Stochastic gradient descent with momentum, as `tf_keras.optimizers.SGD`."""
+
+    slot_names = ("momentum",)
+
+    def move(self, gradients: Mapping[str, tf.Tensor], learning_rate: tf.Tensor) -> None:
+        for path, slot in self.slots["momentum"].items():
+            tf.raw_ops.ResourceApplyKerasMomentum(
+                var=self.variables[path].handle,
+                accum=slot.handle,
+                lr=learning_rate,
+                grad=gradients[path],
+                momentum=self.config.momentum,
+                use_nesterov=self.config.nesterov,
+            )
+        self.iterations.assign_add(1)
 
 
-def _slots(optimizer: tf_keras.optimizers.Optimizer) -> dict[str, list[tf.Variable]]:
-    if isinstance(optimizer, tf_keras.optimizers.SGD):
-        return {"momentum": optimizer.momentums}
-    return {"first_moment": optimizer._momentums, "second_moment": optimizer._velocities}
+class _AdamW(_Group):
+    """Adam behind decoupled weight decay, as `tf_keras.optimizers.AdamW`."""
+
+    slot_names = ("first_moment", "second_moment")
+
+    def move(self, gradients: Mapping[str, tf.Tensor], learning_rate: tf.Tensor) -> None:
+        config = self.config
+        if config.weight_decay:
+            decay = config.weight_decay * learning_rate
+            for path, variable in self.variables.items():
+                if not path.endswith(_NO_DECAY):
+                    variable.assign_sub(variable * decay)
+        self.iterations.assign_add(1)
+        step = tf.cast(self.iterations, tf.float32)
+        of_step = {
+            "beta1_power": tf.pow(config.beta_1, step),
+            "beta2_power": tf.pow(config.beta_2, step),
+            "lr": learning_rate,
+            "beta1": tf.constant(config.beta_1),
+            "beta2": tf.constant(config.beta_2),
+            "epsilon": tf.constant(config.epsilon),
+        }
+        for path, first_moment in self.slots["first_moment"].items():
+            tf.raw_ops.ResourceApplyAdam(
+                var=self.variables[path].handle,
+                m=first_moment.handle,
+                v=self.slots["second_moment"][path].handle,
+                grad=gradients[path],
+                **of_step,
+            )

@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--export", type=Path, metavar="DIR", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     tf.get_logger().setLevel("ERROR")
+    command_line.set_imports_aside()
     if arguments.export:
         _export(json.load(sys.stdin), arguments.export)
     else:
