@@ -18,11 +18,12 @@ def area(boxes_yxyx: tf.Tensor) -> tf.Tensor:
 
 def intersection(first_yxyx: tf.Tensor, second_yxyx: tf.Tensor) -> tf.Tensor:
     """Return the pairwise intersection area [..., N, M] of boxes [..., N, 4] and [..., M, 4]."""
-    first, second = first_yxyx[..., :, tf.newaxis, :], second_yxyx[..., tf.newaxis, :, :]
-    top_left = tf.maximum(first[..., :2], second[..., :2])
-    bottom_right = tf.minimum(first[..., 2:], second[..., 2:])
-    extent = tf.maximum(bottom_right - top_left, 0.0)
-    return extent[..., 0] * extent[..., 1]
+    # Coordinate by coordinate: TensorFlow broadcasts along M several times as fast as along a last axis of 2.
+    ymin, xmin, ymax, xmax = tf.unstack(first_yxyx[..., :, tf.newaxis, :], axis=-1)
+    other_ymin, other_xmin, other_ymax, other_xmax = tf.unstack(second_yxyx[..., tf.newaxis, :, :], axis=-1)
+    height = tf.minimum(ymax, other_ymax) - tf.maximum(ymin, other_ymin)
+    width = tf.minimum(xmax, other_xmax) - tf.maximum(xmin, other_xmin)
+    return tf.maximum(height, 0.0) * tf.maximum(width, 0.0)
 
 
 def iou(first_yxyx: tf.Tensor, second_yxyx: tf.Tensor) -> tf.Tensor:

@@ -10,6 +10,8 @@ import compare_reference
 
 from detector.reference import Comparison, _compare, _in_the_order_of, relative_error
 
+pytestmark = pytest.mark.usefixtures("rewritten_graphs")
+
 REFERENCES = {
     "faster_rcnn_inception_v2": "faster_rcnn_inception_v2_coco_2018_01_28",
     "faster_rcnn_resnet50_v1": "faster_rcnn_resnet50_v1_640x640_coco17_tpu-8",

@@ -27,6 +27,8 @@ from detector.label_map import read_label_map
 from detector.resizer import to_canvas
 from detector.run_log import RunLog
 
+pytestmark = pytest.mark.usefixtures("rewritten_graphs")
+
 IDS = (7, 3, 90)
 CATEGORIES = [{"id": id, "name": name} for id, name in zip(IDS, CLASS_NAMES, strict=True)]
 RESIZERS = {

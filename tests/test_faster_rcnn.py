@@ -6,6 +6,8 @@ from conftest import values_of
 from detector.builder import build_model
 from detector.faster_rcnn import FasterRCNN
 
+pytestmark = pytest.mark.usefixtures("rewritten_graphs")
+
 
 def test_every_variable_lives_in_one_component_and_has_one_path(tiny_model):
     model = tiny_model()

@@ -16,6 +16,8 @@ from detector.freeze_schedule import resolve_schedule
 from detector.run_log import RunLog
 from detector.train import Interrupted, fit
 
+pytestmark = pytest.mark.usefixtures("rewritten_graphs")
+
 CLASS_NAMES = ("circle", "square", "star")
 ENTRIES = 5
 HEADS = ["feature_extractor"]

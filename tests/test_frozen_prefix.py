@@ -7,6 +7,8 @@ import tensorflow as tf
 from detector.freeze import resolve, rows_of
 from detector.frozen_prefix import Cut, FrozenPrefix, find_cut
 
+pytestmark = pytest.mark.usefixtures("rewritten_graphs")
+
 PREDICTOR_ONLY = ["feature_extractor", "rpn", "box_classifier/tower"]
 
 

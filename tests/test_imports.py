@@ -11,10 +11,16 @@ FILES = [path for folder in ("detector", "data", "tools") for path in sorted((RO
 
 # From the top to the bottom; a module may import from lower rows, and from its own.
 LAYERS = [
-    {"train", "evaluate", "export", "experiment", "diagnose", "plan_record", "sweep"},
+    {"benchmark", "sweep_report"},
+    {"train", "evaluate", "export", "export_check", "experiment", "diagnose", "plan_record"}
+    | {"sweep", "sweep_advice", "sweep_config", "sweep_disagreements", "sweep_figures", "sweep_runs"}
+    | {"sweep_table"},
+    {"feature_cache"},
+    {"frozen_prefix"},
     {"freeze", "checkpoint", "run_log", "freeze_proof", "weights"},
     {"faster_rcnn"},
     {"rpn", "box_classifier", "feature_extractors"},
+    {"batch_norm", "sparse_convolution"},
     {"anchors", "boxes", "sampling", "suppression"},
 ]
 

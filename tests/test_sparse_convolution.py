@@ -5,6 +5,8 @@ import tf_keras
 
 from detector.sparse_convolution import SparselyTrainedConv2D
 
+pytestmark = pytest.mark.usefixtures("rewritten_graphs")
+
 SHAPE = (2, 7, 6, 5)
 
 

@@ -17,6 +17,8 @@ import yaml
 
 from detector import checkpoint
 
+pytestmark = pytest.mark.usefixtures("rewritten_graphs")
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
