@@ -18,7 +18,7 @@ from detector.config import Config, override
 from detector.faster_rcnn import FasterRCNN
 
 # TensorFlow rewrites a graph before its first run, for a second and more; most graphs of tests run thrice.
-# A module that compares its numbers with the outside, or does what users do, asks for `rewritten_graphs`.
+# A module whose numbers may depend on that asks for `rewritten_graphs`.
 tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 CLASS_NAMES = ("circle", "square", "star")
@@ -47,6 +47,14 @@ def rewritten_graphs() -> Iterator[None]:
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
     yield
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
+@pytest.fixture
+def eagerly() -> Iterator[None]:
+    """Run functions without tracing them: sooner, where it is for a few steps."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture

@@ -13,8 +13,6 @@ from detector.export import export
 from detector.loading import find_checkpoint, load_detector, place_beside, run_of
 from detector.run_log import RunLog
 
-pytestmark = pytest.mark.usefixtures("rewritten_graphs")
-
 MODEL_CATEGORIES = [{"id": id, "name": name} for id, name in zip((7, 3, 90), CLASS_NAMES, strict=True)]
 # The data set has ids of its own, another order, and one class less.
 DATA_IDS = {"star": 11, "circle": 40}

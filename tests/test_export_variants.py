@@ -17,8 +17,6 @@ from detector.export import MANIFEST
 from detector.export_check import score_change
 from detector.run_log import RunLog
 
-pytestmark = pytest.mark.usefixtures("rewritten_graphs")
-
 CATEGORIES = [{"id": number, "name": name} for number, name in enumerate(CLASS_NAMES, 1)]
 
 

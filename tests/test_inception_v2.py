@@ -101,8 +101,15 @@ def in_slim(variables):
     return {slim_name(path).split("/", 1)[1]: variable for path, variable in variables.items()}
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("depth_multiplier", [1.0, 0.25])
+@pytest.mark.parametrize(
+    ("depth_multiplier", "training"),
+    [
+        (1.0, False),
+        (0.25, True),
+        pytest.param(1.0, True, marks=pytest.mark.slow),
+        pytest.param(0.25, False, marks=pytest.mark.slow),
+    ],
+)
 def test_every_stage_equals_slims(slim, depth_multiplier, training):
     tf_keras.utils.set_random_seed(0)
     components = build(

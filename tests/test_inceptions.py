@@ -235,14 +235,6 @@ def test_old_names_are_those_of_slim_within_the_detectors_scopes(imported):
     assert expected <= set(names.values())
 
 
-@pytest.fixture
-def eagerly():
-    """Runs functions without a graph: one step takes less time than tracing it."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
-
-
 @pytest.mark.usefixtures("eagerly")
 def test_a_step_moves_what_the_plan_trains_and_nothing_else(imported):
     model = imported.model

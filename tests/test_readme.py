@@ -8,8 +8,6 @@ from pathlib import Path
 import cv2
 import pytest
 
-pytestmark = pytest.mark.usefixtures("rewritten_graphs")
-
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     ROOT / "README.md",

@@ -7,8 +7,6 @@ from detector.recomputation import recompute
 from detector.selectors import FreezeError
 from detector.train import fit
 
-pytestmark = pytest.mark.usefixtures("rewritten_graphs")
-
 EARLY = ["feature_extractor[:Mixed_3b]", "box_classifier/tower/Mixed_5b"]
 
 

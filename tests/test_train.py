@@ -53,6 +53,7 @@ def assert_changed(model, plan, before, expected_prefixes_frozen):
             assert path not in changed
 
 
+@pytest.mark.usefixtures("eagerly")  # the test below traces its steps
 @pytest.mark.parametrize("frozen", PROPER_SUBSETS, ids=lambda subset: "+".join(subset) or "none")
 def test_exactly_the_plans_variables_move(frozen, tiny_model, tiny_config, make_batch):
     model = tiny_model()
@@ -179,6 +180,7 @@ def test_images_without_objects_train_without_nan(tiny_model, tiny_config, make_
     assert all(np.isfinite(value).all() for value in values_of(model.variables_by_path).values())
 
 
+@pytest.mark.slow  # tests/test_train_tool.py kills a run and resumes it
 def test_a_resumed_run_ends_with_the_same_bits(tiny_model, tiny_config, make_batch, tmp_path):
     config = tiny_config(
         "train.steps=5",
