@@ -182,7 +182,7 @@ def slim():
         yield lambda *args: process.submit(run_slim, *args).result()
 
 
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("training", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_slim_topology_equals_slims(slim, training):
     tf_keras.utils.set_random_seed(0)
     components = build(topology="slim")

@@ -78,6 +78,7 @@ def test_partial_freezes_move_exactly_their_rest(selector, tiny_model, tiny_conf
     assert_changed(model, plan, before, ())
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_fixed_statistics_stand_still_while_scales_train(tiny_model, tiny_config, make_batch):
     model = tiny_model()
     before = values_of(model.variables_by_path)
@@ -88,6 +89,7 @@ def test_fixed_statistics_stand_still_while_scales_train(tiny_model, tiny_config
     assert {path for path in before if path.endswith("gamma")} <= changed
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_weight_decay_and_l2_leave_frozen_variables_alone(tiny_model, tiny_config, make_batch):
     model = tiny_model()
     before = values_of(model.variables_by_path)
@@ -165,6 +167,7 @@ def test_losses_fall(tiny_model, tiny_config, make_batch, tmp_path):
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_images_without_objects_train_without_nan(tiny_model, tiny_config, make_batch):
     def empty(step):
         batch = make_batch(step)
@@ -208,6 +211,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny_model, tiny_config, make_bat
     ]
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_a_stop_request_saves_and_says_where(tiny_model, tiny_config, make_batch, tmp_path):
     def with_signal():
         for step in itertools.count():
@@ -228,6 +232,7 @@ def test_a_stop_request_saves_and_says_where(tiny_model, tiny_config, make_batch
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_step_losses_and_images(
     tiny_model, tiny_config, make_batch, tmp_path
 ):
@@ -243,6 +248,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step_losses_and_images
     assert checkpoint.read_info(run.last).step == 2
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_a_frozen_variable_that_moved_fails_the_run(tiny_model, tiny_config, make_batch, tmp_path):
     model, run = tiny_model(), RunLog(tmp_path)
 
@@ -257,6 +263,7 @@ def test_a_frozen_variable_that_moved_fails_the_run(tiny_model, tiny_config, mak
     assert not written["holds"] and written["stages"][0]["moved"] == ["rpn/conv/bias"]
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(tiny_model, tiny_config, make_batch, tmp_path):
     aps = iter([0.1, 0.3, 0.2, 0.2, 0.9])
     config = tiny_config(
