@@ -4,9 +4,9 @@ Groups are what lets learning rates differ by component (the rate is scaled, and
 adaptive optimizers is not the same as scaling the gradient), and what lets a freeze schedule start and stop
 variables without touching the slots of the others.  A frozen variable is in no group: it has no slot.
 
-A variable is moved by one of TensorFlow's own operations, with what it computes those of tf_keras's
-optimizers.  These make a dozen operations of it, and with hundreds of variables that is most of a step's
-graph, and of the time to its first run.
+A variable is moved by one of TensorFlow's own operations.  The arithmetic is that of tf_keras's optimizers,
+which take a dozen operations for it; with hundreds of variables they were most of a step's graph, and of the
+time to its first run.
 """
 
 from abc import ABC, abstractmethod

@@ -46,7 +46,7 @@ def draw(result: BenchmarkResult, path: Path) -> None:
 def _bars(
     axes: Any, bars: dict[str, Spread], label: str, text: Callable[[float], str], one: bool = False
 ) -> None:
-    """Draw medians as bars, quartiles as whiskers, and a line at `one` where parts are shown."""
+    """Draw medians as bars, quartiles as whiskers, and a line at 1 if `one`."""
     places = range(len(bars))
     medians = [spread.median for spread in bars.values()]
     whiskers = [
