@@ -83,7 +83,7 @@ def crop_features(
     return tf.image.crop_and_resize(
         tf.cast(features, tf.float32),  # it takes no bfloat16, and gives float32 whatever it takes
         tf.reshape(normalized, [-1, 4]),
-        tf.repeat(tf.range(batch), per_image),
+        tf.range(batch * per_image) // per_image,
         [crop_size, crop_size],
     )
 
@@ -142,9 +142,8 @@ def box_classifier_losses(
     if predictions.box_encodings.shape[1] == 1:
         encodings = predictions.box_encodings[:, 0]
     else:
-        encodings = tf.gather(
-            predictions.box_encodings, tf.maximum(tf.reshape(target_class, [-1]) - 1, 0), batch_dims=1
-        )
+        row = tf.maximum(tf.reshape(target_class, [-1, 1]) - 1, 0)
+        encodings = sampling.gather_rows(predictions.box_encodings, row)
     targets = boxes.encode(tf.gather(truth.boxes_yxyx, matched_row, batch_dims=1), proposals.boxes_yxyx)
     box_loss = smooth_l1(tf.reshape(encodings, tf.shape(targets)), targets)
     box_loss = tf.where(is_positive, box_loss, 0.0)

@@ -19,20 +19,22 @@ def area(boxes_yxyx: tf.Tensor) -> tf.Tensor:
 def intersection(first_yxyx: tf.Tensor, second_yxyx: tf.Tensor) -> tf.Tensor:
     """Return the pairwise intersection area [..., N, M] of boxes [..., N, 4] and [..., M, 4]."""
     # Coordinate by coordinate: TensorFlow broadcasts along M several times as fast as along a last axis of 2.
-    ymin, xmin, ymax, xmax = tf.unstack(first_yxyx[..., :, tf.newaxis, :], axis=-1)
-    other_ymin, other_xmin, other_ymax, other_xmax = tf.unstack(second_yxyx[..., tf.newaxis, :, :], axis=-1)
+    ymin, xmin, ymax, xmax = tf.unstack(tf.expand_dims(first_yxyx, -2), axis=-1)
+    other_ymin, other_xmin, other_ymax, other_xmax = tf.unstack(tf.expand_dims(second_yxyx, -3), axis=-1)
     height = tf.minimum(ymax, other_ymax) - tf.maximum(ymin, other_ymin)
     width = tf.minimum(xmax, other_xmax) - tf.maximum(xmin, other_xmin)
     return tf.maximum(height, 0.0) * tf.maximum(width, 0.0)
 
 
-def iou(first_yxyx: tf.Tensor, second_yxyx: tf.Tensor) -> tf.Tensor:
+def iou(first_yxyx: tf.Tensor, second_yxyx: tf.Tensor, shared: tf.Tensor | None = None) -> tf.Tensor:
     """Return the pairwise intersection over union [..., N, M] of boxes [..., N, 4] and [..., M, 4].
 
-    A pair whose intersection is empty has 0, even where both boxes have no area.
+    A pair whose intersection is empty has 0, even where both boxes have no area.  `shared` is the boxes'
+    `intersection`, for whom it is at hand.
     """
-    shared = intersection(first_yxyx, second_yxyx)
-    union = area(first_yxyx)[..., :, tf.newaxis] + area(second_yxyx)[..., tf.newaxis, :] - shared
+    if shared is None:
+        shared = intersection(first_yxyx, second_yxyx)
+    union = tf.expand_dims(area(first_yxyx), -1) + tf.expand_dims(area(second_yxyx), -2) - shared
     return tf.math.divide_no_nan(shared, union)
 
 

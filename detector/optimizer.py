@@ -46,8 +46,18 @@ class GroupedOptimizer:
         kind = _Sgd if config.kind == "sgd" else _AdamW
         self._groups = [(kind(config, variables), factor) for (_, factor), variables in groups.items()]
 
-    def apply(self, gradients: Mapping[str, tf.Tensor], learning_rate: tf.Tensor) -> None:
-        """Move the variables by their gradients, {path: gradient}; groups without gradients stand still.
+    def apply(
+        self,
+        gradients: Mapping[str, tf.Tensor],
+        learning_rate: tf.Tensor,
+        gradient_scale: tf.Tensor | float = 1.0,
+    ) -> None:
+        """Move the variables by their gradients; groups without gradients stand still.
+
+        Args:
+            gradients: {path: gradient}.
+            learning_rate: float32, a scalar.
+            gradient_scale: what every gradient is multiplied with first, a scalar; the clipping's.
 
         Raises:
             ValueError: a group has gradients for a part of its variables only.
@@ -58,7 +68,7 @@ class GroupedOptimizer:
                 continue
             if missing:
                 raise ValueError(f"a group of variables moves together, but {missing[0]} has no gradient")
-            group.move(gradients, learning_rate * factor)
+            group.move(gradients, learning_rate * factor, gradient_scale)
 
     @property
     def state(self) -> dict[str, tf.Variable]:
@@ -89,8 +99,10 @@ class _Group(ABC):
         }
 
     @abstractmethod
-    def move(self, gradients: Mapping[str, tf.Tensor], learning_rate: tf.Tensor) -> None:
-        """Move every variable by its gradient, {path: gradient}, and count the step."""
+    def move(
+        self, gradients: Mapping[str, tf.Tensor], learning_rate: tf.Tensor, scale: tf.Tensor | float
+    ) -> None:
+        """Move every variable by its gradient, {path: gradient}, times `scale`, and count the step."""
 
 
 class _Sgd(_Group):
@@ -98,12 +110,16 @@ class _Sgd(_Group):
 
     slot_names = ("momentum",)
 
-    def move(self, gradients: Mapping[str, tf.Tensor], learning_rate: tf.Tensor) -> None:
+    def move(
+        self, gradients: Mapping[str, tf.Tensor], learning_rate: tf.Tensor, scale: tf.Tensor | float
+    ) -> None:
+        # The gradient counts as its product with the rate alone: one scalar takes the factor for all of them.
+        scaled_rate = learning_rate * scale
         for path, slot in self.slots["momentum"].items():
             tf.raw_ops.ResourceApplyKerasMomentum(
                 var=self.variables[path].handle,
                 accum=slot.handle,
-                lr=learning_rate,
+                lr=scaled_rate,
                 grad=gradients[path],
                 momentum=self.config.momentum,
                 use_nesterov=self.config.nesterov,
@@ -116,7 +132,9 @@ class _AdamW(_Group):
 
     slot_names = ("first_moment", "second_moment")
 
-    def move(self, gradients: Mapping[str, tf.Tensor], learning_rate: tf.Tensor) -> None:
+    def move(
+        self, gradients: Mapping[str, tf.Tensor], learning_rate: tf.Tensor, scale: tf.Tensor | float
+    ) -> None:
         config = self.config
         if config.weight_decay:
             decay = config.weight_decay * learning_rate
@@ -138,6 +156,6 @@ class _AdamW(_Group):
                 var=self.variables[path].handle,
                 m=first_moment.handle,
                 v=self.slots["second_moment"][path].handle,
-                grad=gradients[path],
+                grad=gradients[path] * scale,
                 **of_step,
             )

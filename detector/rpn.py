@@ -146,12 +146,13 @@ def rpn_losses(
         tf.gather(truth.boxes_yxyx, tf.maximum(drawn_match, 0), batch_dims=1),
         tf.gather(anchors_yxyx, draw.indices),
     )
-    encodings = tf.gather(outputs.box_encodings, draw.indices, batch_dims=1)
+    encodings = sampling.gather_rows(outputs.box_encodings, draw.indices)
     box_loss = tf.where(is_positive, smooth_l1(encodings, targets), 0.0)
+    objectness = sampling.gather_rows(outputs.objectness, draw.indices)
     objectness_loss = tf.nn.sparse_softmax_cross_entropy_with_logits(
-        tf.cast(is_positive, tf.int32), tf.gather(outputs.objectness, draw.indices, batch_dims=1)
+        tf.reshape(tf.cast(is_positive, tf.int32), [-1]), tf.reshape(objectness, [-1, 2])
     )
-    objectness_loss = tf.where(draw.is_drawn, objectness_loss, 0.0)
+    objectness_loss = tf.where(draw.is_drawn, tf.reshape(objectness_loss, tf.shape(is_positive)), 0.0)
     size = tf.maximum(tf.reduce_sum(tf.cast(draw.is_drawn, tf.float32), axis=1), 1.0)
     return {
         "rpn_box": tf.reduce_mean(tf.reduce_sum(box_loss, axis=1) / size),

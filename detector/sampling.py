@@ -71,15 +71,14 @@ def match(
     may_match = truth.is_object[..., tf.newaxis]
     if is_usable is not None:
         may_match &= is_usable
-    overlaps = tf.where(may_match, boxes.iou(truth.boxes_yxyx, candidates_yxyx), -1.0)  # [B, N, A]
+    shared = boxes.intersection(truth.boxes_yxyx, candidates_yxyx)  # [B, N, A]
+    overlaps = tf.where(may_match, boxes.iou(truth.boxes_yxyx, candidates_yxyx, shared), -1.0)
     best_iou = tf.reduce_max(overlaps, axis=1)  # [B, A]
     best_object = tf.argmax(overlaps, axis=1, output_type=tf.int32)
     matches = tf.where(
         best_iou >= matched_iou, best_object, tf.where(best_iou < unmatched_iou, BACKGROUND, IGNORED)
     )
-    in_crowd = boxes.intersection(truth.boxes_yxyx, candidates_yxyx) > CROWD_OVERLAP * tf.maximum(
-        boxes.area(candidates_yxyx)[:, tf.newaxis, :], 1e-6
-    )
+    in_crowd = shared > CROWD_OVERLAP * tf.maximum(boxes.area(candidates_yxyx)[:, tf.newaxis, :], 1e-6)
     touches_crowd = tf.reduce_any(in_crowd & truth.is_crowd[..., tf.newaxis], axis=1)
     matches = tf.where(touches_crowd & (matches == BACKGROUND), IGNORED, matches)
     if is_usable is not None:
@@ -131,8 +130,18 @@ def draw_balanced(
     negative_drawn = (negative_key > 0.0) & (tf.range(size) < size - positives)
 
     drawn = tf.concat([positive_drawn, negative_drawn], axis=1)
-    # Rows that are not drawn sort behind every real row and are cut off: at most `size` are drawn.
-    ranked = tf.where(drawn, tf.concat([positive_rows, negative_rows], axis=1), tf.int32.max)
-    indices = tf.sort(ranked, axis=1)[:, :size]
+    # The smallest row numbers, ascending: the rows that are not drawn come last and are cut off.
+    backwards = tf.where(drawn, -tf.concat([positive_rows, negative_rows], axis=1), -tf.int32.max)
+    indices = -tf.math.top_k(backwards, size).values
     is_drawn = indices < tf.int32.max
     return Draw(tf.where(is_drawn, indices, 0), is_drawn)
+
+
+def gather_rows(values: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
+    """Return the rows `indices` int32 [B, S] of `values` [B, A, ...], image by image: [B, S, ...].
+
+    As `tf.gather` with `batch_dims=1`, whose gradient is a hundred operations that every start has to trace.
+    """
+    rows = values.shape[1] or tf.shape(values)[1]
+    first_rows = rows * tf.range(tf.shape(values)[0])[:, tf.newaxis]
+    return tf.gather(tf.reshape(values, [-1, *values.shape[2:]]), first_rows + indices)

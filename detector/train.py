@@ -122,9 +122,9 @@ def make_step(
         gradients = tape.gradient(loss, variables)
         _require_gradients(trained, gradients)
         norm = tf.linalg.global_norm(gradients)
-        if clip_norm is not None:
-            gradients, _ = tf.clip_by_global_norm(gradients, clip_norm, use_norm=norm)
-        optimizer.apply(dict(zip(trained, gradients, strict=True)), learning_rate)
+        # As `tf.clip_by_global_norm`, whose factor the optimizer can apply to more than one gradient at once.
+        scale = 1.0 if clip_norm is None else clip_norm * tf.minimum(1.0 / norm, 1.0 / clip_norm)
+        optimizer.apply(dict(zip(trained, gradients, strict=True)), learning_rate, scale)
         return {**losses, "loss": loss, "gradient_norm": norm}
 
     return step
