@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 # TensorFlow's C++ banner is written when its library is loaded: these must be set before.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+# TensorFlow imports a Keras as it starts: the one that this package is made of, and not Keras 3 beside it.
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 if TYPE_CHECKING:
