@@ -6,17 +6,21 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 
+from detector.batch_norm import BatchNorm
 from detector.builder import build_model
 from detector.config import Config, override
 from detector.faster_rcnn import FasterRCNN
+from detector.freeze import rows_of
+from detector.recomputation import recompute
 
 # TensorFlow rewrites a graph before its first run, for a second and more; most graphs of tests run thrice.
 # A module whose numbers may depend on that asks for `rewritten_graphs`.
@@ -64,10 +68,59 @@ def tiny_config() -> Callable[..., Config]:
     return lambda *overrides: override(TINY, overrides, "tiny")
 
 
+class Models:
+    """Tiny detectors of seed 0, lent to one test at a time, as good as new: to build one takes a second."""
+
+    def __init__(self) -> None:
+        self._idle: list[FasterRCNN] = []
+        self._lent: list[FasterRCNN] = []
+        self._new: dict[str, np.ndarray] = {}
+
+    def lend(self) -> FasterRCNN:
+        """Return a detector that no other part of the running test has."""
+        if self._idle:
+            model = self._idle.pop()
+            tf_keras.utils.set_random_seed(0)  # as building one does
+        else:
+            model = build_model(override(TINY, (), "tiny").model, CLASS_NAMES, seed=0)
+            self._new = self._new or values_of(model.variables_by_path)
+        self._lent.append(model)
+        return model
+
+    def take_back(self) -> None:
+        """Make what was lent as good as new; what a test built on to is dropped."""
+        for model in self._lent:
+            variables = model.variables_by_path
+            if variables.keys() != self._new.keys():
+                continue
+            for path, variable in variables.items():
+                variable.assign(self._new[path])
+            for component in model.components.values():
+                component.trainable = True
+                for layer in component.submodules:
+                    if isinstance(layer, BatchNorm):
+                        layer.fixed_statistics = False
+            recompute(model.components, rows_of(model.components, restored=()), [])
+            self._idle.append(model)
+        self._lent.clear()
+
+
+@pytest.fixture(scope="session")
+def models() -> Models:
+    return Models()
+
+
 @pytest.fixture
-def tiny_model(tiny_config) -> Callable[..., FasterRCNN]:
-    """Return a function that builds the tiny detector; one seed always gives the same weights."""
-    return lambda seed=0, class_names=CLASS_NAMES: build_model(tiny_config().model, class_names, seed=seed)
+def tiny_model(models, tiny_config) -> Iterator[Callable[..., FasterRCNN]]:
+    """Return a function that gives a tiny detector; one seed always gives the same weights."""
+
+    def make(seed: int = 0, class_names: Sequence[str] = CLASS_NAMES) -> FasterRCNN:
+        if seed == 0 and class_names == CLASS_NAMES:
+            return models.lend()
+        return build_model(tiny_config().model, class_names, seed=seed)
+
+    yield make
+    models.take_back()
 
 
 def tiny_batch(step: int, batch_size: int = 2, side: int = 64) -> dict[str, tf.Tensor]:

@@ -49,11 +49,11 @@ def test_detections_stay_in_the_part_of_the_canvas_that_is_image(tiny_model, mak
 
 def test_shapes_are_static_where_the_canvas_is(tiny_model):
     model = tiny_model()
-    detect = tf.function(model.detect).get_concrete_function(
+    detect = tf.function(model.detect, autograph=False).get_concrete_function(
         tf.TensorSpec([2, 96, 64, 3], tf.uint8), tf.TensorSpec([2, 2], tf.int32)
     )
     assert detect.structured_outputs.boxes_yxyx.shape == (2, 20, 4)
-    anchors = tf.function(lambda image: model.first_stage(image).anchors_yxyx)
+    anchors = tf.function(lambda image: model.first_stage(image).anchors_yxyx, autograph=False)
     traced = anchors.get_concrete_function(tf.TensorSpec([2, 96, 64, 3], tf.uint8))
     assert traced.structured_outputs.shape == (6 * 4 * 6, 4)
 
@@ -63,6 +63,7 @@ def test_a_canvas_known_only_at_run_time_detects_the_same(tiny_model, make_batch
     at_run_time = tf.function(
         model.detect,
         input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8), tf.TensorSpec([None, 2], tf.int32)],
+        autograph=False,
     )
     for key in ("boxes_yxyx", "scores"):
         np.testing.assert_allclose(

@@ -526,7 +526,7 @@ def train(components, plan, steps=2):
     trained = plan.apply(components)
     before = {path: variable.numpy() for path, variable in variables.items()}
 
-    @tf.function
+    @tf.function(autograph=False)
     def step():
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(tf.square(run(components, training=True) - 1.0))

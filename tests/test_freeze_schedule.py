@@ -197,6 +197,7 @@ def test_after_each_boundary_exactly_the_plans_variables_move(tiny_model, tiny_c
     assert shown["freeze_plan"][2].endswith(" parameters in box_classifier")
 
 
+@pytest.mark.usefixtures("eagerly")  # the tests above trace the steps of every stage
 def test_a_run_cut_off_in_its_second_stage_and_resumed_ends_with_the_same_bits(
     tiny_model, tiny_config, make_batch, tmp_path
 ):

@@ -207,7 +207,9 @@ def oracle_list():
 def test_graph_has_one_convolution_batch_norm_and_relu_each_and_nothing_between():
     # TensorFlow fuses the three on CPU only where they follow each other directly.
     first_stage = inception_v2.first_stage(depth_multiplier=0.25)
-    graph = tf.function(first_stage).get_concrete_function(tf.TensorSpec((1, 64, 64, 3))).graph
+    graph = (
+        tf.function(first_stage, autograph=False).get_concrete_function(tf.TensorSpec((1, 64, 64, 3))).graph
+    )
     plumbing = {"Placeholder", "ReadVariableOp", "Const", "Identity", "NoOp"}
     count = Counter(op.type for op in graph.get_operations() if op.type not in plumbing)
     norms = [op for op in graph.get_operations() if op.type == "FusedBatchNormV3"]

@@ -60,7 +60,7 @@ def test_other_layers_of_the_process_are_left_alone(models):
 def test_layers_compute_in_bfloat16_and_everything_else_in_float32(models):
     model, batch = models["bfloat16"], tiny_batch(0)
 
-    @tf.function
+    @tf.function(autograph=False)
     def losses():
         return model.named_losses(batch, SEED, training=False)
 

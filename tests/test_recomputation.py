@@ -21,7 +21,7 @@ def step(model, batch, selectors):
     tf.config.experimental.enable_op_determinism()
     variables = model.trainable_variables
 
-    @tf.function
+    @tf.function(autograph=False)
     def run(batch):
         with tf.GradientTape() as tape:
             losses = model.named_losses(batch, tf.constant([0, 0]))

@@ -303,7 +303,9 @@ def test_numbers_of_blocks_and_batch_norm_defaults(depth, blocks):
 def test_graph_fuses_and_pads_once():
     # TensorFlow fuses convolution, batch norm and ReLU on CPU only where they follow each other directly.
     first_stage = resnet.first_stage()
-    graph = tf.function(first_stage).get_concrete_function(tf.TensorSpec((1, 64, 64, 3))).graph
+    graph = (
+        tf.function(first_stage, autograph=False).get_concrete_function(tf.TensorSpec((1, 64, 64, 3))).graph
+    )
     plumbing = {"Placeholder", "ReadVariableOp", "Const", "Identity", "NoOp"}
     count = Counter(op.type for op in graph.get_operations() if op.type not in plumbing)
     blocks, convolutions = 13, 1 + 3 * 13 + 3

@@ -361,7 +361,7 @@ def test_the_tf2_zoo_list_of_resnet50_is_restored_whole(shared, tmp_path, shared
     assert set(report.fresh) == fresh
 
 
-@pytest.mark.parametrize("depth", [101, 152])
+@pytest.mark.parametrize("depth", [101, pytest.param(152, marks=pytest.mark.slow)])
 def test_tf2_zoo_numbers_layers_as_keras_does(models, depth):
     theirs = getattr(tf_keras.applications, f"ResNet{depth}")(weights=None, include_top=False)
     last = {101: "conv4_block23_out", 152: "conv4_block36_out"}[depth]
