@@ -1,10 +1,6 @@
 """A small detector and small batches that every head learns from, for tests that need a whole model."""
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+import command_line  # isort: skip  # sets what TensorFlow reads when it is imported
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +18,8 @@ from detector.faster_rcnn import FasterRCNN
 from detector.freeze import rows_of
 from detector.recomputation import recompute
 
+# As every command does; here, so that no test depends on which ran before.
+command_line.settle_process()
 # TensorFlow rewrites a graph before its first run, for a second and more; most graphs of tests run thrice.
 # A module whose numbers may depend on that asks for `rewritten_graphs`.
 tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
@@ -48,7 +46,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def rewritten_graphs() -> Iterator[None]:
-    """Have TensorFlow optimise graphs, as it does outside of tests."""
+    """Have TensorFlow rewrite graphs, as it does for the commands."""
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
     yield
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})

@@ -40,8 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--export", type=Path, metavar="DIR", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    tf.get_logger().setLevel("ERROR")
-    command_line.set_imports_aside()
+    command_line.settle_process()
     if arguments.export:
         _export(json.load(sys.stdin), arguments.export)
     else:

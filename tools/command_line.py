@@ -38,13 +38,10 @@ def run(main: Callable[[], int]) -> int:
 
     Exit code 2 is for what the user asked for, 1 for a run that failed.
     """
-    import tensorflow as tf
-
     from detector.freeze_proof import FreezeProofError
     from detector.train import NonFiniteLossError
 
-    tf.get_logger().setLevel("ERROR")
-    set_imports_aside()
+    settle_process()
     try:
         return main()
     except BrokenPipeError:
@@ -60,14 +57,32 @@ def run(main: Callable[[], int]) -> int:
         return 130
 
 
-@cache
-def set_imports_aside() -> None:
-    """Spare the garbage collector what was imported, half a million objects that live as long as the process.
+# What TensorFlow may do to a graph before its first run, beside fusing operations (its remapper).  On a CPU
+# this takes up to a second and makes neither steps nor detection faster by more than measurements vary.
+_REWRITES_THAT_DO_NOT_PAY = (
+    "arithmetic_optimization",
+    "common_subgraph_elimination",
+    "constant_folding",
+    "dependency_optimization",
+    "function_optimization",
+    "implementation_selector",
+    "layout_optimizer",
+    "loop_optimization",
+    "shape_optimization",
+)
 
-    Tracing a step makes enough new ones for a full collection, which took 0.3 s for finding nothing.  Once a
-    process: what a command leaves behind is to be collected before the next.
-    """
+
+@cache
+def settle_process() -> None:
+    """Make TensorFlow quiet and its start short, once everything is imported; once a process."""
+    import tensorflow as tf
+
+    tf.get_logger().setLevel("ERROR")
+    # Half a million objects that live as long as the process: tracing a step makes enough new ones for a full
+    # collection, which took 0.3 s for finding nothing.
     gc.freeze()
+    if not tf.config.list_physical_devices("GPU"):
+        tf.config.optimizer.set_experimental_options(dict.fromkeys(_REWRITES_THAT_DO_NOT_PAY, False))
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
