@@ -183,8 +183,10 @@ def test_a_schedule_is_a_variant(stand_in, config, tmp_path, capsys):
 def test_ctrl_c_reaches_the_run_and_stops_the_sweep(number, stand_in, config, tmp_path):
     calls, mood = stand_in
     mood.write_text("wait")
+    # What a shell starts in the background ignores Ctrl-C, and so does all that the tests start there.
     code = textwrap.dedent(f"""
-        import sys
+        import signal, sys
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.path[:0] = [{str(ROOT / "tools")!r}, {str(ROOT)!r}]
         import sweep
         sweep.TRAIN = {sweep_tool.TRAIN!r}
