@@ -38,6 +38,12 @@ class Predictor(tf_keras.layers.Layer):
             4 * (1 if share_box_across_classes else num_classes), kernel_initializer="glorot_uniform"
         )
 
+    def build(self, input_shape: tf.TensorShape) -> None:
+        """Make the variables for features of `input_shape`, [K, h, w, depth]."""
+        self.class_scores.build([None, input_shape[-1]])
+        self.box_refinement.build([None, input_shape[-1]])
+        super().build(input_shape)
+
     def call(
         self, features: tf.Tensor, training: bool = False, seed: tf.Tensor | None = None
     ) -> BoxPredictions:
@@ -61,6 +67,12 @@ class BoxClassifier(Component):
         super().__init__(name="box_classifier")
         self.tower = tower
         self.predictor = predictor
+
+    def build(self, input_shape: tf.TensorShape) -> None:
+        """Make the variables for crops of `input_shape`, [K, h, w, depth]."""
+        self.tower.build(input_shape)
+        self.predictor.build(self.tower.compute_output_shape(input_shape))
+        self.built = True
 
     def call(self, crops: tf.Tensor, training: bool = False, seed: tf.Tensor | None = None) -> BoxPredictions:
         """Return the predictions for pooled crops [K, h, w, depth]."""

@@ -67,7 +67,10 @@ def build_model(config: ModelConfig, class_names: Sequence[str], seed: int = 0) 
         rpn_settings=RpnSettings(**rpn),
         box_classifier_settings=BoxClassifierSettings(**box_classifier),
     )
-    _create_variables(model)
+    first_stage.build([None, None, None, 3])
+    features = first_stage.compute_output_shape([None, None, None, 3])
+    rpn_component.build(features)
+    second_stage.build(features)
     return model
 
 
@@ -107,10 +110,3 @@ def _layers_computing_in(precision: str) -> Iterator[None]:
         yield
     finally:
         tf_keras.mixed_precision.set_global_policy(before)
-
-
-def _create_variables(model: FasterRCNN) -> None:
-    """Run each component once on a small input, so that every variable exists."""
-    features = model.feature_extractor(tf.zeros([1, 64, 64, 3]))
-    model.rpn(features)
-    model.box_classifier(tf.zeros([1, 7, 7, features.shape[-1]]))

@@ -90,9 +90,11 @@ class _Group(ABC):
         self.config = config
         self.variables = dict(variables)
         self.iterations = tf.Variable(0, trainable=False, dtype=tf.int64, name="iterations")
+        # One name for all: TensorFlow prepares what creates variables anew for every other name,
+        # and what tells slots apart is `state`.
         self.slots = {
             name: {
-                path: tf.Variable(tf.zeros_like(variable), trainable=False, name=f"{name}/{path}")
+                path: tf.Variable(tf.zeros_like(variable), trainable=False, name=name)
                 for path, variable in variables.items()
             }
             for name in self.slot_names

@@ -53,6 +53,14 @@ class Rpn(Component):
         self.objectness = tf_keras.layers.Conv2D(2 * anchors_per_cell, 1, kernel_initializer=normal())
         self.box_encodings = tf_keras.layers.Conv2D(4 * anchors_per_cell, 1, kernel_initializer=normal())
 
+    def build(self, input_shape: tf.TensorShape) -> None:
+        """Make the variables for features of `input_shape`, [B, h, w, depth]."""
+        self.conv.build(input_shape)
+        hidden = self.conv.compute_output_shape(input_shape)
+        self.box_encodings.build(hidden)
+        self.objectness.build(hidden)
+        self.built = True
+
     def call(self, features: tf.Tensor, training: bool = False) -> RpnOutputs:
         """Return the outputs for the anchors of `features` [B, h, w, depth]; A = h * w * anchors_per_cell."""
         hidden = self.conv(features)

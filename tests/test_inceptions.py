@@ -67,7 +67,8 @@ class NarrowLayers:
 
 
 def keras_network(network, **arguments):
-    """Keras's network with values of its own in every variable."""
+    """Keras's network with values of its own in every variable, the same every time."""
+    tf_keras.utils.set_random_seed(0)
     theirs = getattr(tf_keras.applications, KERAS[network])(weights=None, **arguments)
     rng = np.random.RandomState(0)
     for variable in theirs.variables:

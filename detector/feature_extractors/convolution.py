@@ -3,10 +3,14 @@
 Images and features are float [B, H, W, channels] in the dtype policy's compute dtype.  Every layer takes
 `training`, so that chains need not tell one kind from another.  The batch norm of a convolution is its
 attribute `BatchNorm`, which makes paths like `Conv2d_0b_3x3/BatchNorm/gamma`.
+
+Every layer knows its output's shape from its input's, so that building makes the variables of a whole network
+without running it: a run creates an operation of each kind and size only to throw its result away.
 """
 
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import tensorflow as tf
 import tf_keras
@@ -15,6 +19,7 @@ from detector.batch_norm import BatchNorm, moving_averages_held
 from detector.component import Component
 
 Padding = Literal["same", "valid"]
+Shape: TypeAlias = "tf.TensorShape | Sequence[int | None]"
 
 
 class Conv(tf_keras.layers.Conv2D):
@@ -49,6 +54,11 @@ class Conv(tf_keras.layers.Conv2D):
         self.relu = relu
         self.fixed_padding = padding == "fixed"
         self.BatchNorm = BatchNorm(**batch_norm)
+
+    def build(self, input_shape: Shape) -> None:
+        """Make the variables for inputs of `input_shape`, [B, H, W, channels]."""
+        super().build(input_shape)
+        self.BatchNorm.build(self.compute_output_shape(input_shape))
 
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         """Convolve `inputs` with `kernel` under the layer's padding."""
@@ -95,6 +105,11 @@ class SeparableConv(tf_keras.layers.SeparableConv2D):
         )
         self.BatchNorm = BatchNorm(**batch_norm)
 
+    def build(self, input_shape: Shape) -> None:
+        """Make the variables for inputs of `input_shape`, [B, H, W, channels]."""
+        super().build(input_shape)
+        self.BatchNorm.build(self.compute_output_shape(input_shape))
+
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Map `inputs` [B, H, W, channels] to [B, ceil(H / strides), ceil(W / strides), filters]."""
         return tf.nn.relu(self.BatchNorm(super().call(inputs), training=training))
@@ -134,6 +149,15 @@ class Chain(tf_keras.layers.Layer):
             setattr(self, name, layer)
         self._links = tuple(links)
 
+    def build(self, input_shape: Shape) -> None:
+        """Build every layer for what those before it make of `input_shape`."""
+        build_in_series(self.links, input_shape)
+        super().build(input_shape)
+
+    def compute_output_shape(self, input_shape: Shape) -> tf.TensorShape:
+        """Return the last layer's output shape."""
+        return shape_after(self.links, input_shape)
+
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Pass `inputs` through every layer."""
         for layer in self.links:
@@ -156,6 +180,15 @@ class StageChain(Component):
         # Stages that keep their input alone in training, and run again when their gradient is due.
         self.recomputed: set[str] = set()
 
+    def build(self, input_shape: Shape) -> None:
+        """Build every stage for what those before it make of `input_shape`."""
+        build_in_series(self.stages.values(), input_shape)
+        self.built = True
+
+    def compute_output_shape(self, input_shape: Shape) -> tf.TensorShape:
+        """Return the last stage's output shape."""
+        return shape_after(self.stages.values(), input_shape)
+
     def call(
         self,
         inputs: tf.Tensor,
@@ -174,6 +207,26 @@ class StageChain(Component):
             else:
                 inputs = stage(inputs, training=training)
         return inputs
+
+
+def build_in_series(layers: Iterable[tf_keras.layers.Layer], input_shape: Shape) -> None:
+    """Build layers that run one after the other, the first on inputs of `input_shape`."""
+    for layer in layers:
+        layer.build(input_shape)
+        input_shape = layer.compute_output_shape(input_shape)
+
+
+def shape_after(layers: Iterable[tf_keras.layers.Layer], input_shape: Shape) -> tf.TensorShape:
+    """Return the output shape of layers that run one after the other."""
+    for layer in layers:
+        input_shape = layer.compute_output_shape(input_shape)
+    return tf.TensorShape(input_shape)
+
+
+def shape_side_by_side(layers: Iterable[tf_keras.layers.Layer], input_shape: Shape) -> tf.TensorShape:
+    """Return the shape of the outputs of layers on the same input, concatenated along the channels."""
+    shapes = [tf.TensorShape(layer.compute_output_shape(input_shape)) for layer in layers]
+    return tf.TensorShape([*shapes[0][:-1], sum(shape[-1] for shape in shapes)])
 
 
 def _recomputed(stage: tf_keras.layers.Layer, inputs: tf.Tensor) -> tf.Tensor:

@@ -6,7 +6,7 @@ import tensorflow as tf
 import tf_keras
 
 from detector.component import child_layers
-from detector.feature_extractors.convolution import Conv, Padding
+from detector.feature_extractors.convolution import Conv, Padding, Shape, shape_side_by_side
 
 
 def preprocess(pixels: tf.Tensor) -> tf.Tensor:
@@ -22,9 +22,24 @@ class Mixed(tf_keras.layers.Layer):
         for i, branch in enumerate(branches):
             setattr(self, f"Branch_{i}", branch)
 
+    @property
+    def branches(self) -> list[tf_keras.layers.Layer]:
+        """The branches, in their order."""
+        return [branch for _, branch in child_layers(self)]
+
+    def build(self, input_shape: Shape) -> None:
+        """Build every branch for inputs of `input_shape`."""
+        for branch in self.branches:
+            branch.build(input_shape)
+        super().build(input_shape)
+
+    def compute_output_shape(self, input_shape: Shape) -> tf.TensorShape:
+        """Return the shape of the branches' outputs side by side."""
+        return shape_side_by_side(self.branches, input_shape)
+
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Map `inputs` [B, H, W, channels] to the branches' outputs side by side."""
-        return tf.concat([branch(inputs, training=training) for _, branch in child_layers(self)], axis=-1)
+        return tf.concat([branch(inputs, training=training) for branch in self.branches], axis=-1)
 
 
 @dataclass(frozen=True)

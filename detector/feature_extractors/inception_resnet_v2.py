@@ -17,7 +17,15 @@ import tensorflow as tf
 import tf_keras
 
 from detector.component import Component
-from detector.feature_extractors.convolution import AveragePool, Chain, MaxPool, Padding, StageChain
+from detector.feature_extractors.convolution import (
+    AveragePool,
+    Chain,
+    MaxPool,
+    Padding,
+    Shape,
+    StageChain,
+    shape_side_by_side,
+)
 from detector.feature_extractors.inception import Mixed, Width, preprocess
 from detector.feature_extractors.inception_v3 import stem
 
@@ -89,11 +97,25 @@ class Residual(tf_keras.layers.Layer):
         self.relu = relu
         self._branches = tuple(f"Branch_{i}" for i in range(len(branches)))
 
+    @property
+    def branches(self) -> list[tf_keras.layers.Layer]:
+        """The branches, in their order."""
+        return [getattr(self, name) for name in self._branches]
+
+    def build(self, input_shape: Shape) -> None:
+        """Build the branches for inputs of `input_shape`, and the projection for what they make of it."""
+        for branch in self.branches:
+            branch.build(input_shape)
+        self.Conv2d_1x1.build(shape_side_by_side(self.branches, input_shape))
+        super().build(input_shape)
+
+    def compute_output_shape(self, input_shape: Shape) -> tf.TensorShape:
+        """Return `input_shape`."""
+        return tf.TensorShape(input_shape)
+
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Map `inputs` [B, H, W, channels] to the same shape."""
-        mixed = tf.concat(
-            [getattr(self, name)(inputs, training=training) for name in self._branches], axis=-1
-        )
+        mixed = tf.concat([branch(inputs, training=training) for branch in self.branches], axis=-1)
         outputs = inputs + self.scale * self.Conv2d_1x1(mixed)
         return tf.nn.relu(outputs) if self.relu else outputs
 

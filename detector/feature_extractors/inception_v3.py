@@ -13,7 +13,17 @@ import tensorflow as tf
 import tf_keras
 
 from detector.component import Component
-from detector.feature_extractors.convolution import AveragePool, Chain, MaxPool, Padding, StageChain
+from detector.feature_extractors.convolution import (
+    AveragePool,
+    Chain,
+    MaxPool,
+    Padding,
+    Shape,
+    StageChain,
+    build_in_series,
+    shape_after,
+    shape_side_by_side,
+)
 from detector.feature_extractors.inception import Mixed, Width, preprocess
 
 __all__ = ["first_stage", "preprocess", "stem", "tower"]
@@ -84,6 +94,18 @@ def stem(make: Width, padding: Padding) -> dict[str, tf_keras.layers.Layer]:
 
 class Fork(Chain):
     """A chain whose last two layers lie side by side on the output of those before, concatenated."""
+
+    def build(self, input_shape: Shape) -> None:
+        """Build the chain for `input_shape`, and both last layers for what it makes of it."""
+        *chain, left, right = self.links
+        build_in_series([*chain, left], input_shape)
+        right.build(shape_after(chain, input_shape))
+        self.built = True
+
+    def compute_output_shape(self, input_shape: Shape) -> tf.TensorShape:
+        """Return the shape of both last layers' outputs side by side."""
+        *chain, left, right = self.links
+        return shape_side_by_side([left, right], shape_after(chain, input_shape))
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Map `inputs` [B, H, W, channels] to both last layers' outputs side by side."""

@@ -19,7 +19,15 @@ import tensorflow as tf
 import tf_keras
 
 from detector.component import Component
-from detector.feature_extractors.convolution import Chain, Conv, MaxPool, StageChain
+from detector.feature_extractors.convolution import (
+    Chain,
+    Conv,
+    MaxPool,
+    Shape,
+    StageChain,
+    build_in_series,
+    shape_after,
+)
 
 Topology = Literal["keras", "slim", "garden"]
 
@@ -100,6 +108,21 @@ class Bottleneck(tf_keras.layers.Layer):
         self.shortcut = _conv(4 * filters, 1, stride, topology, batch_norm, relu=False) if project else None
         self.conv3 = _conv(4 * filters, 1, 1, topology, batch_norm, relu=False)
 
+    def build(self, input_shape: Shape) -> None:
+        """Build the convolutions for inputs of `input_shape`, [B, H, W, channels]."""
+        if self.shortcut is not None:
+            self.shortcut.build(input_shape)
+        build_in_series(self._residual, input_shape)
+        super().build(input_shape)
+
+    def compute_output_shape(self, input_shape: Shape) -> tf.TensorShape:
+        """Return [B, ceil(H / stride), ceil(W / stride), 4 * filters]."""
+        return shape_after(self._residual, input_shape)
+
+    @property
+    def _residual(self) -> tuple[Conv, Conv, Conv]:
+        return self.conv1, self.conv2, self.conv3
+
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Map `inputs` [B, H, W, channels] to [B, ceil(H / stride), ceil(W / stride), 4 * filters]."""
         if self.shortcut is not None:
@@ -108,9 +131,9 @@ class Bottleneck(tf_keras.layers.Layer):
             shortcut = inputs[:, :: self.stride, :: self.stride]
         else:
             shortcut = inputs
-        residual = self.conv1(inputs, training=training)
-        residual = self.conv2(residual, training=training)
-        residual = self.conv3(residual, training=training)
+        residual = inputs
+        for convolution in self._residual:
+            residual = convolution(residual, training=training)
         return tf.nn.relu(shortcut + residual)
 
 
