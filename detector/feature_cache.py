@@ -263,6 +263,7 @@ class CachedFeatures:
         """Return every entry once, in order; copies fill up the last batch, whose `image_id` is -1."""
         entries = len(self._fields["image_id"])
 
+        @tf.autograph.experimental.do_not_convert
         def mark_copies(number: tf.Tensor, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             positions = number * batch_size + tf.range(batch_size, dtype=tf.int64)
             return {**batch, "image_id": tf.where(positions < entries, batch["image_id"], -1)}
@@ -280,6 +281,7 @@ class CachedFeatures:
             entries = [entry_at(int(position)) for position in positions]
             return [np.stack([self._fields[name][entry] for entry in entries]) for name in names]
 
+        @tf.autograph.experimental.do_not_convert
         def load(positions: tf.Tensor) -> dict[str, tf.Tensor]:
             # Stateless, as in the input pipeline: so that deterministic operations leave it parallel.
             stored = [self._fields[name].dtype for name in names]
