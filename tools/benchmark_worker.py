@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,11 +112,16 @@ def _input(spec: Spec, config: Config) -> Start:
     read = _dataset(spec, config)
 
     def start() -> Prepared:
-        batches = iter(_training_batches(read(), config))
+        dataset = _training_batches(read(), config)
 
-        def repeat() -> None:
+        def repeat() -> float:
+            # Anew each time: while other workers have their turns, a pipeline would fill what it keeps ready.
+            batches = iter(dataset)
+            next(batches)
+            began = time.perf_counter()
             for _ in range(_INPUT_BATCHES):
                 next(batches)
+            return time.perf_counter() - began
 
         return Prepared(repeat, _INPUT_BATCHES * config.train.batch_size)
 
