@@ -1,3 +1,4 @@
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -79,9 +80,11 @@ def test_a_peer_runs_once_for_every_shape_in_which_nothing_is_frozen():
     assert found["i"].references == ("other infer",)
 
 
-def test_model_garden_is_built_in():
-    peer = jobs("t=train", against=("model_garden",))["model_garden train"]
-    assert peer.command[1:] == ("-m", "detector.benchmark.model_garden")
+@pytest.mark.parametrize("name", ["model_garden", "object_detection_api"])
+def test_peers_that_are_built_in(name):
+    peer = jobs("t=train", against=(name,))[f"{name} train"]
+    assert peer.command[1:] == ("-m", f"detector.benchmark.{name}")
+    assert find_spec(peer.command[2]) is not None
 
 
 def test_who_takes_turns_with_whom():
@@ -115,8 +118,16 @@ def test_a_workload_that_is_none(text, message):
         (["float32 peak=train"], {}, "two workloads are called 'float32 peak'"),
         (["a=train reference=b"], {}, "a: no workload is called 'b', its reference; there are a"),
         (["a=train"], {"rounds": 0}, "rounds: Input should be greater than or equal to 1"),
-        (["a=train"], {"against": ("detectron",)}, "--against takes model_garden, or NAME=COMMAND"),
-        (["a=train"], {"against": ("other=",)}, "--against takes model_garden, or NAME=COMMAND"),
+        (
+            ["a=train"],
+            {"against": ("detectron",)},
+            "--against takes model_garden, object_detection_api, or NAME=COMMAND",
+        ),
+        (
+            ["a=train"],
+            {"against": ("other=",)},
+            "--against takes model_garden, object_detection_api, or NAME=COMMAND",
+        ),
         (["a=train modle.precision=bfloat16"], {}, "a: unknown key 'modle"),
     ],
 )

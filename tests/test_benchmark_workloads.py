@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import benchmark as benchmark_tool
@@ -11,7 +12,7 @@ import pytest
 
 from data.random_images import random_image_dataset
 from detector.benchmark.jobs import jobs_of
-from detector.benchmark.process import WorkerProcess
+from detector.benchmark.process import WorkerError, WorkerProcess
 from detector.benchmark.spec import Benchmark, parse_workload
 from detector.benchmark.workloads import matrix_product, random_batches
 from detector.cost import StageCost
@@ -110,15 +111,29 @@ def test_a_worker_of_this_package(text, spec, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["train", "infer"])
-def test_model_gardens_worker(kind):
-    told = {"kind": kind, "batch_size": 1, "height": 128, "width": 128, "classes": 3, "boxes": 2}
-    command = [sys.executable, "-m", "detector.benchmark.model_garden"]
-    process = WorkerProcess("model_garden", command, told)
+@pytest.mark.parametrize("peer", ["model_garden", "object_detection_api"])
+def test_a_peers_worker(peer, kind):
+    if peer == "object_detection_api" and find_spec("object_detection") is None:
+        pytest.skip("the Object Detection API is not installed here")
+    command = [sys.executable, "-m", f"detector.benchmark.{peer}"]
+    process = WorkerProcess(peer, command, peer_spec(kind))
     try:
         assert len(process.run(1)) == 1
         assert process.finish().peak_memory_bytes > 2**28
     finally:
         process.kill()
+
+
+def test_a_peer_that_is_not_installed_is_named():
+    if find_spec("object_detection") is not None:
+        pytest.skip("the Object Detection API is installed here")
+    command = [sys.executable, "-m", "detector.benchmark.object_detection_api"]
+    with pytest.raises(WorkerError, match=r"cannot be imported by .*No module named 'object_detection'"):
+        WorkerProcess("object_detection_api", command, peer_spec("train"))
+
+
+def peer_spec(kind):
+    return {"kind": kind, "batch_size": 1, "height": 128, "width": 128, "classes": 3, "boxes": 2}
 
 
 def test_the_worker_is_where_the_tool_looks_for_it():

@@ -40,10 +40,15 @@ if TYPE_CHECKING:
 
 PROTOCOL = """\
 peers:
-  --against model_garden runs Model Garden's Faster R-CNN, ResNet-50-FPN.  --against 'NAME=COMMAND' runs a
-  worker of your own, once for each shape of the unfrozen workloads of kind train and infer on random images.
-  It reads and writes lines of JSON on standard input and output (other lines are skipped, standard error is
-  shown if it fails).  First it reads what to do:
+  --against model_garden runs Model Garden's Faster R-CNN, ResNet-50-FPN.  --against object_detection_api runs
+  the original, the Object Detection API's Faster R-CNN with Inception v2; where another environment has it,
+  name that one's interpreter, from this project's folder:
+
+    --against 'object_detection_api=PYTHON -m detector.benchmark.object_detection_api'
+
+  --against 'NAME=COMMAND' runs a worker of your own.  A peer is run once for each shape of the unfrozen
+  workloads of kind train and infer on random images.  It reads and writes lines of JSON on standard input and
+  output (other lines are skipped, standard error is shown if it fails).  First it reads what to do:
 
     {"kind": "train" or "infer", "batch_size": 1, "height": 512, "width": 512, "classes": 90, "boxes": 8,
      "started_at": when it was started, by the clock of Python's time.monotonic(), seconds}
@@ -94,7 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--workload", action="append", metavar="NAME=KIND …", help="a workload; may be repeated"
     )
     parser.add_argument(
-        "--against", action="append", metavar="PEER", help="model_garden, or NAME=COMMAND; may be repeated"
+        "--against",
+        action="append",
+        metavar="PEER",
+        help="model_garden, object_detection_api, or NAME=COMMAND; may be repeated",
     )
     parser.add_argument(
         "--rounds", type=int, metavar="N", help="turns of every workload (default: the file's)"

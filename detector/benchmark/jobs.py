@@ -11,7 +11,10 @@ from detector.benchmark.spec import PEAKS, Benchmark, Workload
 from detector.builder import build_resizer
 from detector.config import Config, ConfigError, load, override
 
-_BUILT_IN_PEERS = {"model_garden": [sys.executable, "-m", "detector.benchmark.model_garden"]}
+_BUILT_IN_PEERS = {
+    name: [sys.executable, "-m", f"detector.benchmark.{name}"]
+    for name in ("model_garden", "object_detection_api")
+}
 # One repetition of these takes seconds and fills its own caches: none is discarded, and one makes a turn.
 _LONG_KINDS = ("evaluate", "startup")
 

@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from itertools import cycle
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
 from official.vision.configs import maskrcnn as configs
 from official.vision.dataloaders.maskrcnn_input import Parser
 from official.vision.tasks.maskrcnn import MaskRCNNTask
 
+from detector.benchmark.random_examples import LEARNING_RATE, random_examples
 from detector.benchmark.worker import Prepared, Start, serve
-from detector.benchmark.workloads import LEARNING_RATE, random_batches
 
 
 def prepare(spec: Mapping[str, Any]) -> Start:
@@ -91,18 +92,18 @@ def _batches(config: configs.MaskRCNNTask, spec: Mapping[str, Any]) -> list[Any]
     shape = [spec[key] for key in ("batch_size", "height", "width", "classes", "boxes")]
     size = tf.constant([spec["height"], spec["width"]] * 2, tf.float32)
 
-    def as_decoded(batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def as_decoded(batch: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:
         return {
             "image": batch["image"],
             "groundtruth_boxes": batch["boxes_yxyx"] / size,
             "groundtruth_classes": tf.cast(batch["classes"], tf.int64) + 1,
-            "groundtruth_is_crowd": batch["is_crowd"],
+            "groundtruth_is_crowd": tf.zeros(batch["classes"].shape, tf.bool),
         }
 
     parse = parser.parse_fn(is_training=True)
     return [
         next(iter(tf.data.Dataset.from_tensor_slices(as_decoded(batch)).map(parse).batch(spec["batch_size"])))
-        for batch in random_batches(*shape)
+        for batch in random_examples(*shape)
     ]
 
 

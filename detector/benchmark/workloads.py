@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from detector.benchmark.random_examples import LEARNING_RATE, random_examples
 from detector.benchmark.worker import Prepared
 from detector.builder import build_model, build_resizer
 from detector.config import Config
@@ -21,12 +22,6 @@ from detector.frozen_prefix import find_cut
 from detector.optimizer import GroupedOptimizer
 from detector.recomputation import recompute
 from detector.train import Batch, Step, make_step
-
-# Far below what moves a weight within a benchmark, so that the last step computes what the first one did.
-LEARNING_RATE = 1e-6
-
-# Batches of random images that a worker goes through: no step sees the one before's in its caches.
-_BATCHES = 4
 
 # Sides of the matrices whose product is timed; the best of them counts.
 _MATRIX_SIDES = (1024, 2048, 3072)
@@ -44,29 +39,18 @@ class TrainingStep(NamedTuple):
 def random_batches(
     batch_size: int, height: int, width: int, classes: int, boxes: int, seed: int = 0
 ) -> list[Batch]:
-    """Return training batches of random pixels, of the design's section 4, the same ones each time.
-
-    Boxes are an eighth to a half of the canvas a side.
-    """
-    rng = np.random.default_rng(seed)
-    canvas_hw = np.array([height, width])
-    batches: list[Batch] = []
-    for _ in range(_BATCHES):
-        size = rng.uniform(1 / 8, 1 / 2, [batch_size, boxes, 2]) * canvas_hw
-        corner = rng.uniform(0, 1, size.shape) * (canvas_hw - size)
-        whole = np.tile(canvas_hw, [batch_size, 1])
-        batches.append(
-            {
-                "image": tf.constant(rng.integers(0, 256, [batch_size, height, width, 3], np.uint8)),
-                "image_size_hw": tf.constant(whole, tf.int32),
-                "boxes_yxyx": tf.constant(np.concatenate([corner, corner + size], axis=-1), tf.float32),
-                "classes": tf.constant(rng.integers(0, classes, [batch_size, boxes]), tf.int32),
-                "is_crowd": tf.zeros([batch_size, boxes], tf.bool),
-                "image_id": tf.range(batch_size, dtype=tf.int64),
-                "original_size_hw": tf.constant(whole, tf.int32),
-            }
-        )
-    return batches
+    """Return `random_examples` as training batches of the design's section 4."""
+    whole = tf.constant([[height, width]] * batch_size, tf.int32)
+    return [
+        {
+            **{name: tf.constant(values) for name, values in example.items()},
+            "image_size_hw": whole,
+            "is_crowd": tf.zeros([batch_size, boxes], tf.bool),
+            "image_id": tf.range(batch_size, dtype=tf.int64),
+            "original_size_hw": whole,
+        }
+        for example in random_examples(batch_size, height, width, classes, boxes, seed)
+    ]
 
 
 def training_step(
