@@ -29,11 +29,11 @@ def result(slow=1.0, memory=3000, flops=2e9):
     names = [job.name for job in jobs]
     images = dict(zip(names, (0, 1, 2), strict=True))
     measured = Measurement(
-        {name: Readiness(1.0, 2.0, {"full": 4.0}.get(name, 1.0), images[name]) for name in names},
+        {name: [Readiness(1.0, 2.0, {"full": 4.0}.get(name, 1.0), images[name])] for name in names},
         {
-            "float32 peak": Farewell(100, 2 * 1000**3),
-            "full": Farewell(4000, flops),
-            "frozen": Farewell(memory, None),
+            "float32 peak": [Farewell(100, 2 * 1000**3)],
+            "full": [Farewell(4000, flops)],
+            "frozen": [Farewell(memory, None)],
         },
         [
             {"float32 peak": [0.01, 0.01], "full": [0.1, 0.1], "frozen": [0.12 * slow, 0.12 * slow]},
@@ -75,12 +75,44 @@ def test_operations_counted_otherwise():
     ]
     ready = Readiness(None, None, 1.0, 2)
     measured = Measurement(
-        dict.fromkeys(["float32 peak", "infer"], ready),
-        {"float32 peak": Farewell(None, 2e9), "infer": Farewell(None, 5e9)},
+        {"float32 peak": [ready], "infer": [ready]},
+        {"float32 peak": [Farewell(None, 2e9)], "infer": [Farewell(None, 5e9)]},
         [{"float32 peak": [0.01], "infer": [1.0]}],
     )
     (infer,) = summarize("x", "x", jobs, measured, MACHINE, 1).workloads
     assert infer.gflop == 182 and infer.peak_part.median == pytest.approx(182 / 200)
+
+
+def test_what_is_measured_once_a_start_is_a_median_over_starts():
+    jobs = [
+        Job("full", "train", (), SHAPE, Turn(1)),
+        Job("frozen", "train", (), SHAPE, Turn(1), references=("full",)),
+    ]
+    measured = Measurement(
+        {
+            "full": [
+                Readiness(1.0, start, first, 1) for start, first in ((5.0, 4.0), (9.0, 8.0), (6.0, 2.0))
+            ],
+            "frozen": [Readiness(None, None, first, 1) for first in (1.0, 1.0, 7.0)],
+        },
+        {
+            "full": [Farewell(size, 1e9) for size in (300, 100, 200)],
+            "frozen": [Farewell(100, None), Farewell(100, None), Farewell(None, None)],
+        },
+        [
+            {"full": [1.0], "frozen": [0.5]},
+            {"full": [2.0], "frozen": [0.8]},
+            {"full": [1.0], "frozen": [0.6]},
+        ],
+    )
+    shown = summarize("x", "x", jobs, measured, MACHINE, 1, 3)
+    full, frozen = shown.workloads
+    assert (full.first_step_seconds, full.start_seconds, full.peak_memory_bytes) == (4.0, 6.0, 200)
+    assert (frozen.start_seconds, frozen.peak_memory_bytes) == (None, 100)
+    (ratio,) = shown.ratios
+    assert (ratio.time.median, ratio.time.count) == (0.5, 3)
+    assert (ratio.memory, ratio.first_step) == (0.5, 0.25)
+    assert shown.starts == 3
 
 
 def test_a_result_comes_back_from_its_file(tmp_path):

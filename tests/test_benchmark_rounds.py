@@ -33,7 +33,7 @@ def _no_pause(monkeypatch):
     monkeypatch.setattr(rounds_module.time, "sleep", lambda seconds: None)
 
 
-def run(groups, rounds, fails=None, turns=None):
+def run(groups, rounds, fails=None, turns=None, starts=1):
     log = []
     names = {name for group in groups for name in group}
     turns = turns or dict.fromkeys(names, Turn(2))
@@ -42,7 +42,7 @@ def run(groups, rounds, fails=None, turns=None):
         return Worker(name, log, (fails or {}).get(name))
 
     try:
-        return log, measure(groups, start, turns, rounds, lambda line: None)
+        return log, measure(groups, start, turns, rounds, lambda line: None, starts)
     except WorkerError as error:
         return log, error
 
@@ -52,7 +52,8 @@ def test_workers_alternate():
     assert log == ["start a", "start b", "a x3", "b x3", "a x3", "b x3", "finish a", "finish b"]
     # The first repetition of a turn is not counted.
     assert measured.rounds == [{"a": [11.0, 12.0], "b": [11.0, 12.0]}, {"a": [21.0, 22.0], "b": [21.0, 22.0]}]
-    assert set(measured.readiness) == set(measured.farewells) == {"a", "b"}
+    assert {name: len(told) for name, told in measured.readiness.items()} == {"a": 1, "b": 1}
+    assert {name: len(told) for name, told in measured.farewells.items()} == {"a": 1, "b": 1}
 
 
 def test_every_worker_has_its_own_turn():
@@ -73,6 +74,14 @@ def test_a_worker_lives_from_its_first_group_to_its_last():
         ["peak", "a", "b"],
         ["peak", "c"],
     ]
+
+
+def test_workers_are_started_anew():
+    log, measured = run([["a", "b"]], 1, starts=2)
+    once = ["start a", "start b", "a x3", "b x3", "finish a", "finish b"]
+    assert log == once + once
+    assert measured.rounds == [{"a": [11.0, 12.0], "b": [11.0, 12.0]}] * 2
+    assert [len(told["b"]) for told in (measured.readiness, measured.farewells)] == [2, 2]
 
 
 def test_one_that_dies_ends_all():

@@ -98,6 +98,16 @@ def test_results_of_two_calls_are_compared(small, tmp_path, capsys, monkeypatch)
     assert "another machine: its ratios carry over only roughly" in capsys.readouterr().out
 
 
+def test_a_benchmark_of_several_starts(small, capsys):
+    assert benchmark_tool.main([str(small), "--starts", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "start 2 of 2" in printed and printed.count("round 2 of 2") == 2
+    result = json.loads((small.parent / "results" / "small.json").read_text())
+    assert (result["starts"], len(result["samples"])) == (2, 4)
+    page = (small.parent / "results" / "small.md").read_text()
+    assert "medians of 2 alternating rounds in each of 2 starts" in page and "small.yaml --starts 2" in page
+
+
 def test_workloads_of_the_command_line(small, capsys):
     workloads = [
         "--workload",

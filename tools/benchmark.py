@@ -1,6 +1,7 @@
 """Measure how fast this package trains, detects, reads, evaluates and starts, in alternating rounds.
 
 python tools/benchmark.py benchmarks/freezing.yaml
+python tools/benchmark.py benchmarks/freezing.yaml --starts 3
 python tools/benchmark.py benchmarks/freezing.yaml --compare
 python tools/benchmark.py --config configs/bccd.yaml --workload 'frozen=train freeze.freeze=[rpn]'
 python tools/benchmark.py --config configs/resnet50_coco.yaml --against model_garden
@@ -111,6 +112,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--repeats", type=int, metavar="N", help="repetitions in a turn (default: the file's)"
     )
     parser.add_argument(
+        "--starts",
+        type=int,
+        metavar="N",
+        help="do all of it N times, with new processes (default: the file's)",
+    )
+    parser.add_argument(
         "--output",
         type=Path,
         metavar="DIR",
@@ -179,7 +186,8 @@ def _measure(arguments: argparse.Namespace, name: str, console: Any) -> "Benchma
     jobs = {job.name: job for job in jobs_of(benchmark, WORKER, base)}
     groups = groups_of(list(jobs.values()), benchmark.rounds_of)
     console.print(
-        f"{len(jobs)} workers, {benchmark.rounds} rounds{_in_groups(len(groups))}; "
+        f"{len(jobs)} workers, {benchmark.rounds} rounds{_in_groups(len(groups))}"
+        f"{f', {benchmark.starts} starts' if benchmark.starts > 1 else ''}; "
         "anything else that runs meanwhile widens the spread",
         markup=False,
     )
@@ -194,9 +202,18 @@ def _measure(arguments: argparse.Namespace, name: str, console: Any) -> "Benchma
         {job.name: job.turn for job in jobs.values()},
         benchmark.rounds,
         lambda line: console.print(line, markup=False, soft_wrap=True),
+        benchmark.starts,
     )
     command = _command(arguments)
-    return summarize(name, command, list(jobs.values()), measured, machine_facts(), benchmark.rounds)
+    return summarize(
+        name,
+        command,
+        list(jobs.values()),
+        measured,
+        machine_facts(),
+        benchmark.rounds,
+        benchmark.starts,
+    )
 
 
 def _benchmark(arguments: argparse.Namespace) -> "tuple[Benchmark, Config | None]":
@@ -206,8 +223,8 @@ def _benchmark(arguments: argparse.Namespace) -> "tuple[Benchmark, Config | None
     base = None
     changes: dict[str, Any] = {
         key: value
-        for key, value in (("rounds", arguments.rounds), ("repeats", arguments.repeats))
-        if value is not None
+        for key in ("rounds", "repeats", "starts")
+        if (value := getattr(arguments, key)) is not None
     }
     if arguments.benchmark:
         if arguments.config or arguments.pipeline_config or arguments.workload:
@@ -262,7 +279,7 @@ def _command(arguments: argparse.Namespace) -> str:
     for option in ("set", "workload", "against"):
         for value in getattr(arguments, option) or ():
             words += [f"--{option}", value]
-    for option in ("rounds", "repeats"):
+    for option in ("rounds", "repeats", "starts"):
         if getattr(arguments, option) is not None:
             words += [f"--{option}", str(getattr(arguments, option))]
     return shlex.join(words)

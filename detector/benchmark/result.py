@@ -6,7 +6,7 @@ times.  They carry to another call, and to some extent to another machine; absol
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,7 +80,7 @@ class WorkloadResult(Section):
 class Ratio(Section):
     """A workload in parts of its reference: time per image, peak memory, and the first step.
 
-    Below 1 it is faster or smaller.  The time is that of every round; the others are measured once a call.
+    Below 1 it is faster or smaller.  The time is that of every round; the others are measured once a start.
     """
 
     workload: str
@@ -91,13 +91,18 @@ class Ratio(Section):
 
 
 class BenchmarkResult(Section):
-    """Everything that a call measured, and `command`, which measures it again."""
+    """Everything that a call measured, and `command`, which measures it again.
+
+    The workers were started `starts` times, for `rounds` rounds each; what is measured once a start (memory,
+    first step) is the median.
+    """
 
     format: Literal[1] = 1
     name: str
     command: str
     machine: dict[str, Any]
     rounds: int
+    starts: int = 1
     peaks: tuple[Peak, ...]
     workloads: tuple[WorkloadResult, ...]
     ratios: tuple[Ratio, ...]
@@ -133,18 +138,18 @@ def summarize(
     measured: Measurement,
     machine: Mapping[str, Any],
     rounds: int,
+    starts: int = 1,
 ) -> BenchmarkResult:
     """Return what the rounds say."""
     peaks = [_peak(job, measured) for job in jobs if job.kind == "peak"]
-    flops_at_peak = next(
-        (measured.farewells[job.name].flops for job in jobs if job.name == PEAKS["float32"]), None
-    )
+    flops_at_peak = next((_flops(job.name, measured) for job in jobs if job.name == PEAKS["float32"]), None)
     workloads = [job for job in jobs if job.kind != "peak"]
     return BenchmarkResult(
         name=name,
         command=command,
         machine=dict(machine),
         rounds=rounds,
+        starts=starts,
         peaks=tuple(peaks),
         workloads=tuple(_workload(job, measured, flops_at_peak) for job in workloads),
         ratios=tuple(_ratio(job.name, other, measured) for job in workloads for other in job.references),
@@ -162,7 +167,7 @@ def ratios_by_round(rounds: Sequence[Round], name: str, reference: str) -> list[
 
 
 def _peak(job: Job, measured: Measurement) -> Peak:
-    flops = measured.farewells[job.name].flops
+    flops = _flops(job.name, measured)
     assert flops is not None, "a matrix product counts its operations"
     return Peak(
         precision=job.spec["precision"],
@@ -172,9 +177,9 @@ def _peak(job: Job, measured: Measurement) -> Peak:
 
 
 def _workload(job: Job, measured: Measurement, flops_at_peak: float | None) -> WorkloadResult:
-    ready, farewell = measured.readiness[job.name], measured.farewells[job.name]
+    images = measured.readiness[job.name][0].images
     seconds = Spread.of([value for s in _rounds_of(job.name, measured) for value in s])
-    flops = farewell.flops if job.gflop is None else 1e9 * job.gflop * ready.images
+    flops = _flops(job.name, measured) if job.gflop is None else 1e9 * job.gflop * images
     part = None
     if flops is not None and flops_at_peak is not None:
         slowdown = ratios_by_round(measured.rounds, job.name, PEAKS["float32"])
@@ -187,29 +192,50 @@ def _workload(job: Job, measured: Measurement, flops_at_peak: float | None) -> W
         batch_size=job.spec["batch_size"],
         height=job.spec["height"],
         width=job.spec["width"],
-        images=ready.images,
+        images=images,
         seconds=seconds,
         gflop=None if flops is None else flops / 1e9,
         gflops=None if flops is None else flops / 1e9 / seconds.median,
         peak_part=part,
-        peak_memory_bytes=farewell.peak_memory_bytes,
-        import_seconds=ready.import_seconds,
-        start_seconds=ready.start_seconds,
-        first_step_seconds=ready.first_step_seconds,
+        peak_memory_bytes=_memory(job.name, measured),
+        import_seconds=_median(ready.import_seconds for ready in measured.readiness[job.name]),
+        start_seconds=_median(ready.start_seconds for ready in measured.readiness[job.name]),
+        first_step_seconds=_first_step(job.name, measured),
     )
 
 
 def _ratio(name: str, reference: str, measured: Measurement) -> Ratio:
-    ready, other = measured.readiness[name], measured.readiness[reference]
-    per_image = (other.images or 1) / (ready.images or 1)
-    memory, other_memory = (measured.farewells[n].peak_memory_bytes for n in (name, reference))
+    images, other_images = (measured.readiness[n][0].images or 1 for n in (name, reference))
+    memory, other_memory = (_memory(n, measured) for n in (name, reference))
+    first_step, other_first_step = (_first_step(n, measured) for n in (name, reference))
     return Ratio(
         workload=name,
         reference=reference,
-        time=Spread.of([per_image * r for r in ratios_by_round(measured.rounds, name, reference)]),
+        time=Spread.of(
+            [other_images / images * r for r in ratios_by_round(measured.rounds, name, reference)]
+        ),
         memory=memory / other_memory if memory and other_memory else None,
-        first_step=ready.first_step_seconds / other.first_step_seconds if other.first_step_seconds else None,
+        first_step=first_step / other_first_step if other_first_step else None,
     )
+
+
+def _flops(name: str, measured: Measurement) -> float | None:
+    return measured.farewells[name][0].flops  # the same each time
+
+
+def _memory(name: str, measured: Measurement) -> int | None:
+    memory = _median(farewell.peak_memory_bytes for farewell in measured.farewells[name])
+    return None if memory is None else round(memory)
+
+
+def _first_step(name: str, measured: Measurement) -> float:
+    return statistics.median(ready.first_step_seconds for ready in measured.readiness[name])
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    """Return the median of what was told; None if nothing was."""
+    told = [value for value in values if value is not None]
+    return statistics.median(told) if told else None
 
 
 def _rounds_of(name: str, measured: Measurement) -> list[Sequence[float]]:

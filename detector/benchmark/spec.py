@@ -58,7 +58,8 @@ class Workload(Section):
 class Benchmark(Section):
     """A benchmark's file.
 
-    `classes` and `boxes` are those of random images.  `rounds_of`: "all" workers are there at once and take
+    `classes` and `boxes` are those of random images.  `starts`: so often the workers are started anew, for
+    `rounds` rounds each time.  `rounds_of`: "all" workers are there at once and take
     turns; "pairs" has each workload alone with its reference, where memory is short.  `against`: peers, see
     `tools/benchmark.py`.
     """
@@ -68,6 +69,7 @@ class Benchmark(Section):
     classes: int = Field(90, ge=1)
     boxes: int = Field(8, ge=1)
     rounds: int = Field(8, ge=1)
+    starts: int = Field(1, ge=1)
     repeats: int = Field(5, ge=1)
     rounds_of: Literal["all", "pairs"] = "all"
     against: tuple[str, ...] = ()

@@ -56,7 +56,7 @@ def markdown(result: BenchmarkResult) -> str:
 def _tables(result: BenchmarkResult) -> list[TextTable]:
     tables = [
         TextTable(
-            f"{result.name}: medians of {result.rounds} alternating rounds",
+            f"{result.name}: medians of {_rounds(result)}",
             _WORKLOAD_COLUMNS,
             [_workload_cells(workload, result.ratios) for workload in result.workloads],
         )
@@ -71,6 +71,11 @@ def _tables(result: BenchmarkResult) -> list[TextTable]:
         )
     tables += [_scaling_table(scaling) for scaling in scaling_of(result.workloads)]
     return tables
+
+
+def _rounds(result: BenchmarkResult) -> str:
+    rounds = f"{result.rounds} alternating round{'' if result.rounds == 1 else 's'}"
+    return rounds if result.starts == 1 else f"{rounds} in each of {result.starts} starts"
 
 
 def _workload_cells(workload: WorkloadResult, ratios: Sequence[Ratio]) -> tuple[str, ...]:
