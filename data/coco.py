@@ -38,6 +38,8 @@ def read_coco(
 
     report = LabelReport()
     images = _by_id(labels["images"], "image", path)
+    if outside := [id for id in images if not 0 <= id < 2**63]:
+        raise LabelError(f"{path}: image id {outside[0]}: expected a whole number from 0 to 2^63 - 1")
     annotations = _by_id(labels["annotations"], "annotation", path)
     names = {
         id: _get(entry, "name", str, f"{path}: category {id}")
@@ -84,8 +86,8 @@ def read_coco(
                 labelled_hw=None if height is None or width is None else (height, width),
                 boxes_yxyx=[_box_yxyx(row, f"{path}: annotation {id}") for id, row in rows],
                 classes=[class_of[row["category_id"]] for _, row in rows],
-                is_crowd=[bool(row.get("iscrowd", 0)) for _, row in rows],
-                areas=[row.get("area") for _, row in rows],
+                is_crowd=[_is_crowd(row, f"{path}: annotation {id}") for id, row in rows],
+                areas=[_area(row, f"{path}: annotation {id}") for id, row in rows],
                 places=[f"{path}: annotation {id}, {files[image_id].name}" for id, _ in rows],
                 source=EncodedImage(files[image_id]),
                 report=report,
@@ -94,9 +96,23 @@ def read_coco(
     return DetectionDataset(str(path), categories, tuple(examples), report)
 
 
+def _is_crowd(annotation: dict[str, Any], place: str) -> bool:
+    value = annotation.get("iscrowd", 0)
+    if not isinstance(value, int) or value not in (0, 1):
+        raise LabelError(f"{place}: expected 'iscrowd' to be 0 or 1, got {value!r}")
+    return bool(value)
+
+
+def _area(annotation: dict[str, Any], place: str) -> float | None:
+    value = annotation.get("area")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise LabelError(f"{place}: expected 'area' to be a number, got {value!r}")
+    return value
+
+
 def _load(path: Path) -> dict[str, list]:
     try:
-        labels = json.loads(path.read_text(encoding="utf-8"))
+        labels = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editors write a mark first
     except ValueError as error:
         raise LabelError(f"{path}: is not a JSON file: {error}") from error
     for key in ("images", "annotations", "categories"):

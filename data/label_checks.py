@@ -14,8 +14,10 @@ from data.dataset import Category, EncodedImage, Example, LabelError, LabelRepor
 
 NOT_FINITE = "box with a coordinate that is not a finite number: dropped"
 EMPTY_BOX = "box of zero or negative size: dropped"
+TINY_BOX = "box of a hundredth of a pixel or less: dropped"
 OUTSIDE = "box outside the image: dropped"
 PARTLY_OUTSIDE = "box partly outside the image: clipped"
+OTHER_AREA = "object whose area is not a number above zero: its box's area is used"
 OTHER_SIZE = "image of another size than its labels say: the image's own size is used"
 OTHER_SIZE_SWAPPED = (
     "image whose height and width are swapped in its labels (turned by EXIF, which is ignored here?): "
@@ -25,8 +27,9 @@ OTHER_SIZE_SWAPPED = (
 # What `tf.io.decode_image` reads.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF")
 
-# Normalised coordinates and decimals are off by rounding; that is nothing to report.
-_CLIP_TOLERANCE = 0.01
+# Pixels.  Normalised coordinates and decimals are off by rounding: an overhang of so much is nothing to
+# report, and a box of no more has no size once it is float32, scaled and cropped.
+_ROUNDING = 0.01
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -145,7 +148,7 @@ def make_example(
         boxes_yxyx: [n, 4], pixels.
         classes: [n], contiguous.
         is_crowd: [n].
-        areas: [n], square pixels; None stands for the area of the box.
+        areas: [n], square pixels; None stands for the area of the box, and so does what is no area, reported.
         places: [n], file and entry of each box, for `report`.
         source: where the image is.
         report: counts what is dropped and clipped.
@@ -158,7 +161,7 @@ def make_example(
             f"{source}: {width}x{height}, labelled {labelled_hw[1]}x{labelled_hw[0]}",
         )
     boxes = np.asarray(boxes_yxyx, np.float64).reshape(-1, 4)
-    clipped = np.clip(boxes, 0, [height, width, height, width])
+    clipped = np.clip(boxes, 0, [height, width, height, width]).astype(np.float32)
     sizes = clipped[:, 2:] - clipped[:, :2]
     overhang = np.max(np.abs(boxes - clipped), axis=1, initial=0)
     kept = []
@@ -168,12 +171,17 @@ def make_example(
             report.note(NOT_FINITE, place)
         elif np.any(boxes[row, 2:] <= boxes[row, :2]):
             report.note(EMPTY_BOX, place)
-        elif np.any(sizes[row] <= 0):
+        elif np.any(boxes[row, 2:] - boxes[row, :2] <= _ROUNDING):
+            report.note(TINY_BOX, place)
+        elif np.any(sizes[row] <= _ROUNDING):
             report.note(OUTSIDE, place)
         else:
             area = areas[row]
             box_area = float(np.prod(sizes[row]))
-            if overhang[row] > _CLIP_TOLERANCE:
+            if area is not None and not 0 < area < np.inf:
+                report.note(OTHER_AREA, place)
+                area = None
+            if overhang[row] > _ROUNDING:
                 report.note(PARTLY_OUTSIDE, place)
                 area = None if area is None else min(area, box_area)
             kept.append(row)
@@ -182,7 +190,7 @@ def make_example(
         image_id=image_id,
         height=height,
         width=width,
-        boxes_yxyx=clipped[kept].astype(np.float32),
+        boxes_yxyx=clipped[kept],
         classes=np.asarray(classes, np.int32)[kept],
         is_crowd=np.asarray(is_crowd, bool)[kept],
         areas=np.asarray(kept_areas, np.float32),

@@ -20,6 +20,10 @@ ASSIGNED_IDS = (
     "source_id is not a whole number of its own: images are numbered from 1 in the order of the files"
 )
 
+OTHER_LABEL = "object whose class text and label number disagree: its text is used, as in the original"
+UNKNOWN_TEXT = "object whose class text the label map does not have: its label number is used"
+WEIGHT = "object with a weight other than 1: the weight is ignored"
+
 _HEADER_BYTES, _FOOTER_BYTES = 12, 4
 _SHARD = re.compile(r"(?P<stem>.*)-\d{5}-of-(?P<total>\d{5})")
 _SPREAD = re.compile(r"(?P<stem>.*)@(?P<total>\d+)")
@@ -40,12 +44,14 @@ class _Record(NamedTuple):
     """[n], or empty if the record has labels only."""
     is_crowd: list[int]
     areas: list[float]
+    weights: list[float]
 
 
 def read_tfrecord(
     paths: str | Path | Sequence[str | Path],
     label_map: Mapping[int, str] | None = None,
     class_names: Sequence[str] | None = None,
+    other_names: Mapping[str, int] | None = None,
 ) -> DetectionDataset:
     """Read every record of the files, in order.
 
@@ -55,9 +61,11 @@ def read_tfrecord(
         paths: one or several of: a file, a glob pattern (`train-?????-of-00010`), or `train@10`, which stands
             for the ten files of that pattern.
         label_map: class name by label (from 1).  None takes the names from the records' own
-            `image/object/class/text`.
+            `image/object/class/text`.  With one, a record's texts come before its numbers, as in the
+            original (`tf_example_decoder.py`).
         class_names: the classes in the order of the class ids; None takes every class, by its label.
             Without a label map, classes that do not occur in the records get the next free category ids.
+        other_names: labels by further names that texts may call a class by.
 
     Raises:
         FileNotFoundError: no file matches, or shards are missing.
@@ -78,14 +86,17 @@ def read_tfrecord(
                 names[max(names, default=0) + 1] = name
     categories = select_categories(names, class_names, title)
     class_of = {category.id: index for index, category in enumerate(categories)}
-    ids = {name: id for id, name in names.items()}
+    ids = {**(other_names or {}), **{name: id for id, name in names.items()}}
 
     report = LabelReport()
     image_ids = _image_ids(records, report)
     examples = []
     for image_id, record in zip(image_ids, records, strict=True):
-        labels = record.labels or [_label_of(text, ids, record.source) for text in record.texts]
-        places = [f"{record.source}, object {number}" for number in range(1, len(labels) + 1)]
+        places = [f"{record.source}, object {number}" for number in range(1, len(record.boxes_yxyx) + 1)]
+        labels = _labels_of(record, ids, places, report)
+        for weight, place in zip(record.weights, places, strict=False):
+            if weight != 1:
+                report.note(WEIGHT, place)
         for label, place in zip(labels, places, strict=True):
             if label not in names:
                 raise LabelError(f"{place}: unknown label {label}; the label map has {sorted(names)}")
@@ -193,13 +204,15 @@ def _parse(data: bytes, file: Path, offset: int, place: str) -> _Record:
     texts = [raw.decode("utf-8", "replace") for raw in values("image/object/class/text", "bytes_list")]
     is_crowd = values("image/object/is_crowd", "int64_list")
     areas = values("image/object/area", "float_list")
+    weights = values("image/object/weight", "float_list")
     count = len(sides[0])
     if {len(side) for side in sides} != {count} or not (len(labels) == count or len(texts) == count):
         raise LabelError(
             f"{source}: expected as many ymin, xmin, ymax, xmax and labels, "
             f"got {', '.join(str(len(side)) for side in sides)} and {len(labels) or len(texts)}"
         )
-    for key, column in (("label", labels), ("text", texts), ("is_crowd", is_crowd), ("area", areas)):
+    columns = {"label": labels, "text": texts, "is_crowd": is_crowd, "area": areas, "weight": weights}
+    for key, column in columns.items():
         if len(column) not in (0, count):
             raise LabelError(f"{source}: {count} boxes but {len(column)} values of {key}")
     boxes = np.asarray(sides, np.float64).T
@@ -218,6 +231,7 @@ def _parse(data: bytes, file: Path, offset: int, place: str) -> _Record:
         texts=texts,
         is_crowd=is_crowd,
         areas=areas,
+        weights=weights,
     )
 
 
@@ -236,10 +250,24 @@ def _names_in(records: list[_Record]) -> dict[int, str]:
     return names
 
 
-def _label_of(text: str, ids: Mapping[str, int], source: EncodedImage) -> int:
-    if text not in ids:
-        raise LabelError(f"{source}: unknown class {text!r}{nearest(text, ids)}")
-    return ids[text]
+def _labels_of(
+    record: _Record, ids: Mapping[str, int], places: Sequence[str], report: LabelReport
+) -> list[int]:
+    """Return the label of each object: its text's, or its number where it has no text that `ids` knows."""
+    if not any(record.texts):
+        return record.labels
+    labels = []
+    for row, (text, place) in enumerate(zip(record.texts, places, strict=True)):
+        number = record.labels[row] if record.labels else None
+        label = ids.get(text, number)
+        if label is None:
+            raise LabelError(f"{record.source}: unknown class {text!r}{nearest(text, ids)}")
+        if text not in ids:
+            report.note(UNKNOWN_TEXT, f"{place}: {text!r}, {number}")
+        elif number not in (None, label):
+            report.note(OTHER_LABEL, f"{place}: {text!r}, {number}")
+        labels.append(label)
+    return labels
 
 
 def _image_ids(records: list[_Record], report: LabelReport) -> list[int]:

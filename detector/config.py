@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
 
+from detector import strict_yaml
 from detector.config_section import Section
 from detector.model_config import KeepAspectRatioConfig, ModelConfig
 
@@ -269,12 +270,12 @@ def validate(values: Mapping[str, Any], origin: str) -> Config:
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    if path in seen:
+    if path.resolve() in (earlier.resolve() for earlier in seen):
         raise ConfigError(f"{path}: its `base:` leads back to itself: {' -> '.join(map(str, (*seen, path)))}")
     if not path.is_file():
         raise ConfigError(f"no configuration file {path}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = strict_yaml.load(path.read_text(encoding="utf-8-sig")) or {}
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {error}") from None
     if not isinstance(values, dict):
@@ -282,6 +283,8 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = values.pop("base", None)
     if base is None:
         return values
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base: expected the name of one file, got {base!r}")
     return _merge(_read(path.parent / base, (*seen, path)), values)
 
 
@@ -306,7 +309,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     if not separator or not key:
         raise ConfigError(f"--set takes key=value, like train.steps=500; got {text!r}")
     try:
-        nested: Any = yaml.safe_load(value)
+        nested: Any = strict_yaml.load(value)
     except yaml.YAMLError:
         raise ConfigError(f"--set {key}: not a YAML value: {value!r}") from None
     # YAML 1.1 reads 1e-3 as text.

@@ -31,6 +31,15 @@ def read_label_map(path: str | Path, use_display_name: bool = True) -> dict[int,
     return parse_label_map(text, str(path), use_display_name)
 
 
+def read_label_names(path: str | Path) -> dict[str, int]:
+    """Return {name: category id} of every `name` and `display_name` of a label map; raises as above."""
+    return {
+        name: identifier
+        for use_display_name in (False, True)
+        for identifier, name in read_label_map(path, use_display_name).items()
+    }
+
+
 def parse_label_map(text: str, source: str = "label map", use_display_name: bool = True) -> dict[int, str]:
     """Return what `read_label_map` returns, for the text of a label map; `source` names it in errors."""
     try:

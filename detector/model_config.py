@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from detector.config_section import Section
 
+_Positive = Annotated[float, Field(gt=0)]
+
 
 class FeatureExtractorConfig(Section):
     """Which network computes the features; width is the Inceptions' alone, `topology` the ResNets'."""
@@ -48,10 +50,10 @@ class KeepAspectRatioConfig(Section):
 class AnchorsConfig(Section):
     """The anchor grid, pixels of the canvas."""
 
-    scales: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
-    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    base_size_hw: tuple[float, float] = (256.0, 256.0)
-    stride_hw: tuple[float, float] = (16.0, 16.0)
+    scales: tuple[_Positive, ...] = Field((0.25, 0.5, 1.0, 2.0), min_length=1)
+    aspect_ratios: tuple[_Positive, ...] = Field((0.5, 1.0, 2.0), min_length=1)
+    base_size_hw: tuple[_Positive, _Positive] = (256.0, 256.0)
+    stride_hw: tuple[_Positive, _Positive] = (16.0, 16.0)
     offset_hw: tuple[float, float] = (0.0, 0.0)
 
 

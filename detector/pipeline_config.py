@@ -21,7 +21,7 @@ _BOXES_ONLY = "only boxes and classes are read here"
 _NO_TPU = "takes effect on TPUs only"
 _PICTURES = "only about the pictures that an evaluation draws"
 _WHEN = "train.evaluate_every says when to evaluate, and always on every image"
-_EVERY_BOX = "every box of an image is used"
+_EVERY_BOX = "every box of an image is used; the API drops those after so many, 100 where it is not set"
 
 _TUNING_FIELDS = (
     *("shuffle_buffer_size", "filenames_shuffle_buffer_size", "num_readers", "num_parallel_batches"),
@@ -322,8 +322,8 @@ def _freeze(train: Fields) -> dict[str, Any]:
             honoured = "honoured; the API's own TF2 trainer (model_main_tf2.py) ignores it"
             train.note(name, patterns, honoured, changes_results=False)
     return {
-        "freeze": [f"re:{pattern}" for pattern in frozen],
-        "train_only": [f"re:{pattern}" for pattern in trained],
+        "freeze": [f"api:{pattern}" for pattern in frozen],
+        "train_only": [f"api:{pattern}" for pattern in trained],
     }
 
 
@@ -347,6 +347,7 @@ def _evaluate(fields: Fields) -> dict[str, Any]:
             "export_path": "a run always writes detections.json",
             "eval_master": _NO_CLUSTER,
             "use_dummy_loss_in_eval": "evaluation computes no loss",
+            "image_classes_field_map_empty_to_ones": "labels of whole images are not read",
         }
     )
     return {"batch_size": fields.integer("batch_size", 1)}
@@ -381,7 +382,7 @@ def _source(reader: Fields) -> dict[str, Any]:
             **dict.fromkeys(_TUNING_FIELDS, _INPUT_TUNING),
             **dict.fromkeys(_UNREAD_FIELDS, _BOXES_ONLY),
             "max_number_of_boxes": _EVERY_BOX,
-            "use_display_name": "a record gives its classes by number; their names are display names, if any",
+            "use_display_name": "a record's class texts are looked up among names and display names",
             "include_source_id": "image ids are always kept",
             "name": "a name for people",
         }

@@ -6,13 +6,17 @@
     box_classifier/tower[Mixed_5b:]   the same one level down
     feature_extractor[:100]           `component.layers[:100]`, as in Python (the end is excluded)
     re:PATTERN                        a regular expression over the path and the Object Detection API name
+    api:PATTERN                       the same over the Object Detection API name alone
     all_but:SELECTOR[,SELECTOR...]    everything that none of them matches
     none                              nothing; stands alone
 
-Several selectors are a list, or one text with commas.  `re:` and `all_but:` take the rest of their text,
-commas included.
+Several selectors are a list, or one text with commas.  `re:`, `api:` and `all_but:` take the rest of their
+text, commas included.
 
-`re:` searches anywhere in the name, as `tf.contrib.framework.filter_variables` did for the Object Detection
+`api:` is for the `freeze_variables` of a `pipeline.config`: a pattern that says what a name must *not* hold,
+`^((?!FirstStage).)*$`, is true of every path, and would mean everything as `re:`.
+
+Both search anywhere in the name, as `tf.contrib.framework.filter_variables` did for the Object Detection
 API's Estimator trainer (`model_lib.py`).  Its older `legacy/trainer.py` matched from the start of the name
 (`variables_helper.py`); a pattern written for that one needs a leading `^` where the difference matters.
 """
@@ -21,6 +25,8 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+_REGEX_PREFIXES = ("re:", "api:")
 
 
 class FreezeError(ValueError):
@@ -80,7 +86,7 @@ def split_selectors(texts: str | Iterable[str]) -> list[str]:
         rest: str | None = text
         while rest is not None:
             rest = rest.strip()
-            if rest.startswith(("re:", "all_but:")):
+            if rest.startswith((*_REGEX_PREFIXES, "all_but:")):
                 selector, rest = rest, None
             else:
                 selector, comma, tail = rest.partition(",")
@@ -112,7 +118,7 @@ def select(selector: str, rows: Sequence[VariableRow], role: str = "freeze") -> 
     """
     if selector == "none":
         return set()
-    if selector.startswith("re:"):
+    if selector.startswith(_REGEX_PREFIXES):
         return _select_regex(selector, rows, role)
     if selector.startswith("all_but:"):
         kept = set().union(*select_each(selector.removeprefix("all_but:"), rows, role).values())
@@ -158,14 +164,16 @@ def _glob_regex(glob: str) -> re.Pattern[str]:
 
 
 def _select_regex(selector: str, rows: Sequence[VariableRow], role: str) -> set[str]:
-    text = selector.removeprefix("re:")
+    prefix, _, text = selector.partition(":")
     try:
         pattern = re.compile(text)
     except re.error as error:
         raise FreezeError(f"{role} selector {selector!r} is not a regular expression: {error}") from None
     if not text:
-        raise FreezeError(f"{role} selector 're:' has no pattern after the colon")
-    matched = {row.path for row in rows if pattern.search(row.path) or pattern.search(row.api_name or "")}
+        raise FreezeError(f"{role} selector {selector!r} has no pattern after the colon")
+    matched = {row.path for row in rows if row.api_name is not None and pattern.search(row.api_name)}
+    if prefix == "re":
+        matched |= {row.path for row in rows if pattern.search(row.path)}
     if not matched:
         wanted = re.sub(r"[\\^$.*+?()|{}\[\]]", "", text)
         raise FreezeError(f"{role} selector {selector!r} matches nothing; {_nearest(wanted, rows, api=True)}")

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
+from detector import strict_yaml
 from detector.config import ConfigError, FreezeConfig, FreezeScheduleConfig, FreezeStageConfig
 from detector.config_section import Section
 from detector.selectors import split_selectors
@@ -59,7 +60,7 @@ class SweepConfig(Section):
 def is_sweep(path: Path) -> bool:
     """Whether a YAML file lists variants; any other is the configuration of one experiment."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = strict_yaml.load(path.read_text(encoding="utf-8-sig"))
     except (OSError, yaml.YAMLError):
         return False
     return isinstance(values, dict) and "variants" in values
@@ -70,7 +71,7 @@ def read_sweep(path: Path) -> SweepConfig:
 
     Raises ConfigError naming the file and the key.
     """
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values = strict_yaml.load(path.read_text(encoding="utf-8-sig"))
     try:
         sweep = SweepConfig.model_validate(values)
     except ValidationError as error:

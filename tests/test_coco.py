@@ -94,6 +94,12 @@ def test_what_can_be_dropped_is_dropped_and_counted(write, images):
     assert "a.jpg: 60x40, labelled 600x40" in lines
 
 
+def test_a_file_with_a_byte_order_mark(write, images):
+    path = write(labels())
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(read_coco(path, images)) == 2
+
+
 def remove_image_file(content, images):
     (images / "a.jpg").unlink()
 
@@ -147,6 +153,18 @@ def no_file_name(content, images):
     del content["images"][0]["file_name"]
 
 
+def negative_image_id(content, images):
+    content["images"][0]["id"] = -9
+
+
+def text_area(content, images):
+    content["annotations"][0]["area"] = "2500"
+
+
+def text_crowd(content, images):
+    content["annotations"][0]["iscrowd"] = "0"
+
+
 def no_categories(content, images):
     del content["categories"]
 
@@ -167,6 +185,9 @@ def no_categories(content, images):
         (three_numbers, r"annotation 1: .*got \[1, 2, 3\]"),
         (text_id, "image number 0: expected 'id' to be a int, got '000009'"),
         (no_file_name, "image 9: expected 'file_name' to be a str, got None"),
+        (negative_image_id, "image id -9: expected a whole number from 0"),
+        (text_area, "annotation 1: expected 'area' to be a number, got '2500'"),
+        (text_crowd, "annotation 1: expected 'iscrowd' to be 0 or 1, got '0'"),
         (no_categories, "a list 'categories'"),
     ],
 )

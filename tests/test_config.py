@@ -63,6 +63,9 @@ def test_an_unknown_key_names_the_nearest(text, nearest):
             "1 boundaries need as many values",
         ),
         ("train.learning_rate={schedule: step, boundaries: [5, 5], values: [1, 1]}", "boundaries must rise"),
+        ("model.anchors.scales=[]", r"model.anchors.scales: .*at least 1 item"),
+        ("model.anchors.aspect_ratios=[1, 0]", r"model.anchors.aspect_ratios.1: .*greater than 0, got 0"),
+        ("model.anchors.stride_hw=[16, 0]", r"model.anchors.stride_hw.1: .*greater than 0"),
         ("data.train={format: zip}", "data.train: .*'coco', 'voc', 'tfrecord', 'shapes'"),
     ],
 )
@@ -103,6 +106,23 @@ def test_files_that_cannot_be_read(tmp_path):
         load(write(tmp_path / "list.yaml", "- train"))
     with pytest.raises(ConfigError, match="leads back to itself"):
         load(write(tmp_path / "loop.yaml", "base: loop.yaml"))
+    with pytest.raises(ConfigError, match="leads back to itself"):
+        load(write(tmp_path / "round.yaml", f"base: ../{tmp_path.name}/round.yaml"))
+    with pytest.raises(ConfigError, match=r"several\.yaml: base: expected the name of one file, got \['a'\]"):
+        load(write(tmp_path / "several.yaml", "base: [a]"))
+
+
+def test_a_key_that_is_there_twice_is_an_error(tmp_path):
+    path = write(tmp_path / "twice.yaml", "train: {steps: 5}\nfreeze: {}\ntrain: {batch_size: 2}\n")
+    with pytest.raises(ConfigError, match=r"(?s)the key 'train' is there twice.*line 3"):
+        load(path)
+    with pytest.raises(ConfigError, match=r"--set train: not a YAML value"):
+        load(None, ["train={steps: 3, steps: 4}"])
+
+
+def test_a_file_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "windows.yaml").write_bytes(b"\xef\xbb\xbftrain: {steps: 5}")
+    assert load(tmp_path / "windows.yaml").train.steps == 5
 
 
 def test_the_origin_is_named():

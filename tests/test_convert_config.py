@@ -42,7 +42,7 @@ def test_the_yaml_reads_back(tmp_path, capsys):
     config = load(output)
     assert (config.model.resizer.height, config.model.rpn.max_proposals) == (320, 77)
     assert (config.train.batch_size, config.train.steps, config.train.optimizer.momentum) == (3, 40, 0.8)
-    assert config.freeze.freeze == ("re:FirstStageFeatureExtractor/.*",)
+    assert config.freeze.freeze == ("api:FirstStageFeatureExtractor/.*",)
     assert convert_config_tool.main([str(pipeline), "--output", str(output)]) == 2
     assert "is there already" in capsys.readouterr().err
 

@@ -145,3 +145,35 @@ def test_boxes_are_dropped_clipped_and_counted(source):
     assert "swapped in its labels" in lines
     assert "60x40, labelled 40x60" in lines
     assert len(report.counts) == 5
+
+
+def test_boxes_that_float32_cannot_hold_and_areas_that_are_none(source):
+    report = LabelReport()
+    boxes = [
+        [10, 599.99999, 60, 650],  # inside by less than float32 tells
+        [300, 3999.9999, 320, 4000],
+        [0, 0, 10, 10],
+        [0, 0, 10, 20],
+        [0, 0, 10, 30],
+        [0, 0, 10, 40],
+    ]
+    made = make_example(
+        image_id=1,
+        size_hw=(400, 600),
+        labelled_hw=None,
+        boxes_yxyx=boxes,
+        classes=range(6),
+        is_crowd=[False] * 6,
+        areas=[None, None, 0.0, -1.0, float("nan"), 7.0],
+        places=[f"object {number}" for number in range(6)],
+        source=EncodedImage(source),
+        report=report,
+    )
+    np.testing.assert_array_equal(made.classes, [2, 3, 4, 5])
+    np.testing.assert_array_equal(made.areas, [100, 200, 300, 7])
+    assert report.lines() == [
+        "1 × box outside the image: dropped (object 0)",
+        "1 × box of a hundredth of a pixel or less: dropped (object 1)",
+        "3 × object whose area is not a number above zero: its box's area is used "
+        "(object 2; object 3; object 4)",
+    ]

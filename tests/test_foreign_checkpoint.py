@@ -76,6 +76,21 @@ def test_a_pipeline_config_names_the_classes_by_its_label_map(zoo):
     ]
 
 
+def test_a_placeholder_for_a_label_map_is_no_obstacle(zoo, capsys):
+    Path("zoo.config").write_text(PIPELINE.replace("labels.pbtxt", "PATH_TO_BE_CONFIGURED"))
+    arguments = options(
+        pipeline_config=Path("zoo.config"),
+        set=[
+            "model.feature_extractor.depth_multiplier=0.1",
+            "model.feature_extractor.min_depth=4",
+            "model.anchors.base_size_hw=[32, 32]",
+        ],
+    )
+    info = checkpoint.read_info(foreign_checkpoint.as_own(Path("zoo/model.ckpt"), arguments))
+    assert info.class_names == ["1", "2", "3"]
+    assert "no label map PATH_TO_BE_CONFIGURED" in capsys.readouterr().err
+
+
 def test_half_a_detector_is_refused(zoo, tiny_config):
     text = tiny_config("model.rpn.conv_depth=8").to_yaml()
     Path("other.yaml").write_text(text.replace("class_names: null", "class_names: [cat, dog]"))

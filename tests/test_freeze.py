@@ -144,6 +144,7 @@ def test_split_selectors():
         ("re:^Mixed_3b", "'re:^Mixed_3b' matches nothing; nearest: 'feature_extractor/Mixed_3b'"),
         ("re:Mixed_(3b", r"'re:Mixed_(3b' is not a regular expression: missing ), unterminated subpattern"),
         ("re:", "has no pattern"),
+        ("api:", "has no pattern"),
         ("feature_extractor[:Mixed_9z]", "has no stage 'Mixed_9z'; its stages: Conv2d_1a, Mixed_3b"),
         (
             "box_classifier[:Mixed_5a]",
@@ -445,15 +446,28 @@ def zoo_rows():
         ("FirstStageBoxPredictor|^Conv/", ("FirstStageBoxPredictor/", "Conv/"), 6),
     ],
 )
-def test_old_freeze_variables_keep_working(pattern, prefix, count):
+@pytest.mark.parametrize("kind", ["re", "api"])
+def test_old_freeze_variables_keep_working(kind, pattern, prefix, count):
     rows = zoo_rows()
-    plan = resolve(rows, freeze=f"re:{pattern}")
+    plan = resolve(rows, freeze=f"{kind}:{pattern}")
     matched = {row.path for row in rows if row.api_name.startswith(prefix)} - {
         row.path for row in rows if "[ab]" in pattern and "Mixed_5c" in row.path
     }
-    assert plan.freeze == {f"re:{pattern}": count}
+    assert plan.freeze == {f"{kind}:{pattern}": count}
     assert len(matched) == count
     assert set(plan.trained) == {row.path for row in rows if not row.statistic} - matched
+
+
+def test_a_pattern_of_what_a_name_must_not_hold_is_for_the_apis_names():
+    rows = zoo_rows()
+    negative = "^((?!FirstStageFeatureExtractor).)*$"
+    others = {row.path for row in rows if not row.api_name.startswith("FirstStageFeatureExtractor")}
+    assert select(f"api:{negative}", rows) == others
+    # Paths hold nothing of that name: as `re:` it means everything.
+    assert select(f"re:{negative}", rows) == {row.path for row in rows}
+    with pytest.raises(FreezeError, match="'api:feature_extractor/' matches nothing; nearest"):
+        select("api:feature_extractor/", rows)
+    assert split_selectors("api:a{1,2},b") == ["api:a{1,2},b"]
 
 
 class Norms(tf_keras.layers.Layer):

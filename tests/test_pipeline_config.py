@@ -703,8 +703,8 @@ def test_freezing():
         )
     )
     assert values_of(text)["freeze"] == {
-        "freeze": ["re:FirstStage.*/Conv2d_1a", "re:Mixed_3.*", "re:BatchNorm"],
-        "train_only": ["re:FirstStage"],
+        "freeze": ["api:FirstStage.*/Conv2d_1a", "api:Mixed_3.*", "api:BatchNorm"],
+        "train_only": ["api:FirstStage"],
     }
     notes = harmless(text)
     assert "freeze_variables" in notes["train_config.freeze_vars"]

@@ -155,7 +155,8 @@ def test_boxes_outside_and_empty_are_dropped_and_other_sizes_said(tmp_path):
         (record([BOX], [1], ["dog"], ymin=[1.0]), {}, None),
         (record([BOX], [1], ["dog"], is_crowd=[0, 1]), {}, "1 boxes but 2 values of is_crowd"),
         (record([(10, 10, 30, 30)], [1], ["dog"]), {}, "normalised to 0 … 1, got 30; in pixels"),
-        (record([BOX], [3], ["dog"]), {"label_map": {1: "dog"}}, r"object 1: unknown label 3; .*\[1\]"),
+        (record([BOX], [3]), {"label_map": {1: "dog"}}, r"object 1: unknown label 3; .*\[1\]"),
+        (record([BOX], [3], ["cow"]), {"label_map": {1: "dog"}}, r"object 1: unknown label 3; .*\[1\]"),
         (record([BOX], [], ["dgo"]), {"label_map": {1: "dog"}}, "unknown class 'dgo'; nearest: 'dog'"),
         (record([BOX], [2], ["cow"]), {"class_names": ["dog"]}, "class 'cow' is not in class_names"),
         (record([BOX], [1]), {}, "without label or without text; give a label map"),
@@ -172,6 +173,28 @@ def test_what_cannot_be_dropped_is_one_error_that_names_file_and_entry(tmp_path,
     with pytest.raises(LabelError, match=message) as error:
         read_tfrecord(path, **arguments)
     assert str(error.value).startswith(f"{path}, record 2")
+
+
+def test_with_a_label_map_texts_come_before_numbers(tmp_path):
+    """As `tf_example_decoder.py` looks them up, by name or display name."""
+    path = write(
+        tmp_path / "a.record",
+        record([BOX] * 5, [1, 7, 2, 1, 1], ["dog", "dog", "", "cow", "/m/cat"], "1"),
+        record([BOX] * 2, [2, 1], ["", ""], "2"),
+    )
+    dataset = read_tfrecord(path, {1: "cat", 2: "dog"}, other_names={"/m/cat": 1, "/m/dog": 2})
+    assert [list(example.classes) for example in dataset.examples] == [[1, 1, 1, 0, 0], [1, 0]]
+    first, second = dataset.report.lines()
+    assert "2 × object whose class text and label number disagree: its text is used" in first
+    assert "object 1: 'dog', 1" in first and "object 2: 'dog', 7" in first
+    assert "2 × object whose class text the label map does not have: its label number is used" in second
+
+
+def test_weights_are_reported(tmp_path):
+    path = write(tmp_path / "a.record", record([BOX] * 2, [1, 1], ["dog"] * 2, weight=[1.0, 0.0]))
+    (line,) = read_tfrecord(path).report.lines()
+    place = f"{path}, record 1 (7.png), object 2"
+    assert line == f"1 × object with a weight other than 1: the weight is ignored ({place})"
 
 
 def test_no_records_or_no_boxes(tmp_path):

@@ -202,7 +202,7 @@ def read_source(
     from data.shapes import read_shapes
     from data.tfrecord import read_tfrecord
     from data.voc import read_voc
-    from detector.label_map import read_label_map
+    from detector.label_map import read_label_map, read_label_names
 
     if source.format == "coco":
         return read_coco(source.annotations, source.images, class_names)
@@ -212,7 +212,8 @@ def read_source(
         labels = read_label_map(source.label_map) if source.label_map else None
         if labels is not None and num_classes is not None:
             labels = {i: labels.get(i, f"(no class {i})") for i in range(1, num_classes + 1)} | labels
-        return read_tfrecord(source.path, labels, class_names)
+        names = read_label_names(source.label_map) if source.label_map else None
+        return read_tfrecord(source.path, labels, class_names, names)
     return read_shapes(source.root, source.domain, source.split)
 
 

@@ -1,6 +1,7 @@
 """Weights of another project as a checkpoint of this one, for the commands that take either."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -134,8 +135,18 @@ def _model(
 
 
 def _label_map(config: "Config") -> Path | None:
-    """Return the label map of the configuration's TFRecords, if it is there."""
+    """Return the label map of the configuration's TFRecords, if it is there; say so where it is not.
+
+    A published `pipeline.config` has a placeholder in its place.
+    """
     for source in (config.data.evaluate, config.data.train):
         if source is not None and source.format == "tfrecord" and source.label_map is not None:
-            return source.label_map
+            if source.label_map.is_file():
+                return source.label_map
+            print(
+                f"no label map {source.label_map}, which the configuration names: classes are numbered; "
+                "--label-map names a file, --class-names the classes",
+                file=sys.stderr,
+            )
+            return None
     return None

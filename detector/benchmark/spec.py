@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from detector import strict_yaml
 from detector.config import ConfigError
 from detector.config_section import Section
 
@@ -98,7 +99,7 @@ def read_benchmark(path: Path) -> Benchmark:
     if not path.is_file():
         raise ConfigError(f"no benchmark {path}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = strict_yaml.load(path.read_text(encoding="utf-8-sig"))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {error}") from None
     if not isinstance(values, dict):
@@ -140,7 +141,7 @@ def parse_workload(text: str) -> Workload:
         if "." in key:
             values["set"].append(setting)
         else:
-            values[key] = yaml.safe_load(value) if value else None
+            values[key] = strict_yaml.load(value) if value else None
     return _validated(Workload, values, f"--workload {text}")
 
 
