@@ -1,6 +1,6 @@
 """A run's folder: what was asked for, what happened step by step, and where its checkpoints are.
 
-config.yaml  plan.json  environment.json     what was asked for, and with what
+config.yaml  plan.json  data.json  environment.json     what was asked for, of which labels, and with what
 metrics.jsonl  tensorboard/                   one line per logged step and per evaluation
 checkpoints/step-000500  last  best           `last` and `best` point at folders of `detector.checkpoint`
 detections.json  evaluation.json  freeze_proof.json
@@ -88,10 +88,13 @@ class RunLog:
 
     def point(self, name: str, checkpoint: Path) -> None:
         """Make `last` or `best` point at a checkpoint, in one step."""
+        link = self.checkpoints / name
+        if link.is_dir() and not link.is_symlink():  # of a run that was copied without its links
+            shutil.rmtree(link)
         partial = self.checkpoints / f".{name}.partial"
         partial.unlink(missing_ok=True)
         partial.symlink_to(checkpoint.name)
-        os.replace(partial, self.checkpoints / name)
+        os.replace(partial, link)
 
     def keep_newest(self, count: int) -> None:
         """Delete all but the newest `count` checkpoints and the best one."""
@@ -103,7 +106,9 @@ class RunLog:
 
     def _pointed(self, name: str) -> Path | None:
         link = self.checkpoints / name
-        return self.checkpoints / os.readlink(link) if link.is_symlink() and link.exists() else None
+        if link.is_symlink():
+            return self.checkpoints / os.readlink(link) if link.exists() else None
+        return link if link.is_dir() else None
 
     def _write(self, name: str, text: str) -> Path:
         path = self.folder / name

@@ -169,10 +169,15 @@ def fit(
         FreezeProofError: a frozen variable moved.
         Interrupted: the run was asked to stop, and is saved.
         TypeError: there is a cache, and `batches` is not a function.
-        ValueError: `batches` ended before the last step, or a selector of `lr_factors` or `recompute` matches
-            nothing.
+        ValueError: `batches` ended before the last step, a selector of `lr_factors` or `recompute` matches
+            nothing, or there is `patience` and nothing that it could wait for.
     """
     settings = config.train
+    if settings.patience is not None and (evaluate is None or not settings.evaluate_every):
+        raise ValueError(
+            f"train.patience {settings.patience} counts evaluations during training, and there are none: "
+            "set train.evaluate_every and data.evaluate, or leave patience out"
+        )
     if cache is not None and not callable(batches):
         raise TypeError(
             "a run with a feature cache may need its batches from any step on: "
@@ -256,11 +261,14 @@ def fit(
         run.point("last", path)
         run.keep_newest(settings.keep_checkpoints)
 
-    stopped_early = False
+    def is_out_of_patience() -> bool:
+        return settings.patience is not None and at.evaluations_since_best >= settings.patience
+
+    stopped_early = is_out_of_patience()  # a run that ended so, and is resumed, stays where it ended
     step: Step | None = None
     with (
         Progress(at.step, settings.steps, settings.batch_size, settings.log_every, show_progress) as progress,
-        _stop_requests() as stop,
+        _stop_requests(progress.note) as stop,
     ):
         while at.step < settings.steps and not stopped_early:
             stage = schedule.index_at(at.step)
@@ -309,9 +317,7 @@ def fit(
                 progress.note(f"step {at.step}: AP {_shown(scores[at.step].AP)}, best {_shown(at.best_ap)}")
                 if run is not None:
                     run.metrics(at.step, {f"evaluation/{k}": v for k, v in scores[at.step].numbers().items()})
-                stopped_early = (
-                    settings.patience is not None and at.evaluations_since_best >= settings.patience
-                )
+                stopped_early = is_out_of_patience()
             is_due = at.step % settings.checkpoint_every == 0 or at.best_step == at.step
             if is_last or stopped_early or stop() or is_due:
                 save()
@@ -371,11 +377,13 @@ def _shown(ap: float | None) -> str:
 
 
 @contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
+def _stop_requests(note: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     """Within it, SIGTERM and Ctrl-C do not end the process but make the yielded function return True."""
-    requested = []
+    requested: list[int] = []
 
     def request(number: int, frame: Any) -> None:
+        if not requested:
+            note("stopping: what is under way is finished and saved first")
         requested.append(number)
 
     try:

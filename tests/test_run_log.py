@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections import defaultdict
 
 import tensorflow as tf
@@ -52,6 +53,18 @@ def test_the_best_and_the_newest_checkpoints_are_kept(tmp_path):
         "step-000004",
     ]
     assert (run.best.name, run.last.name) == ("step-000001", "step-000004")
+
+
+def test_a_run_that_was_copied_without_its_links_goes_on(tmp_path):
+    run = RunLog(tmp_path / "run")
+    for step in (1, 2):
+        run.checkpoint_path(step).mkdir()
+        run.point("last", run.checkpoint_path(step))
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")  # follows links
+    copy = RunLog(tmp_path / "copy")
+    assert copy.last == copy.checkpoints / "last" and not copy.last.is_symlink()
+    copy.point("last", copy.checkpoint_path(2))
+    assert copy.last.name == "step-000002" and (copy.checkpoints / "last").is_symlink()
 
 
 def test_a_pointer_to_a_deleted_checkpoint_is_none(tmp_path):

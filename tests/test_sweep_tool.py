@@ -179,7 +179,10 @@ def test_a_schedule_is_a_variant(stand_in, config, tmp_path, capsys):
     assert "rpn/seed-0 holds a run with another configuration (freeze_schedule" in error and calls() == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, signal.SIGHUP))],
+)
 def test_ctrl_c_reaches_the_run_and_stops_the_sweep(number, stand_in, config, tmp_path):
     calls, mood = stand_in
     mood.write_text("wait")

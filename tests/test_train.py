@@ -290,6 +290,33 @@ def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(tiny_model, tiny_
     assert {path.name for path in run.checkpoints.glob("step-*")} == {"step-000002", "step-000004"}
 
 
+@pytest.mark.usefixtures("eagerly")
+def test_a_run_that_patience_ended_stays_ended(tiny_model, tiny_config, make_batch, tmp_path):
+    config = tiny_config("train.steps=9", "train.evaluate_every=1", "train.patience=2")
+    model, run = tiny_model(), RunLog(tmp_path)
+
+    def go_on(aps, resume_from=None):
+        return fit(
+            model,
+            plan_of(model),
+            batches(make_batch, start=resume_from.step if resume_from else 0),
+            config,
+            run=run,
+            evaluate=lambda plan: scores_with(next(aps)),
+            resume_from=resume_from,
+        )
+
+    assert go_on(iter([0.3, 0.2, 0.2])).step == 3
+    again = go_on(iter([]), checkpoint.read_info(run.last))
+    assert again.stopped_early and again.step == 3 and run.last.name == "step-000003"
+
+
+def test_patience_without_evaluations_is_refused(tiny_model, tiny_config, make_batch):
+    config = tiny_config("train.patience=2", "train.evaluate_every=1")
+    with pytest.raises(ValueError, match=r"train.patience 2 counts evaluations .* set train.evaluate_every"):
+        fit(tiny_model(), plan_of(tiny_model()), batches(make_batch), config)
+
+
 def test_a_variable_that_no_loss_depends_on_is_named(tiny_model, tiny_config, make_batch):
     model = tiny_model()
     trained = {"rpn/spare/kernel": tf.Variable([1.0])}

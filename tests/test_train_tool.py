@@ -1,14 +1,17 @@
 """`tools/train.py` as a user runs it, on a small detector and the embedded data set."""
 
+import dataclasses
 import json
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import command_line
 import numpy as np
 import pytest
 import train
@@ -16,6 +19,7 @@ import train as train_tool
 import yaml
 
 from detector import checkpoint
+from detector.run_lock import run_lock
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -110,6 +114,53 @@ def test_a_run_leaves_its_folder_and_prints_what_matters(config, tmp_path, capsy
     assert train_tool.main(arguments) == 2
     assert "holds a run already" in capsys.readouterr().err
     np.testing.assert_array_equal(before, np.fromfile(run / "metrics.jsonl", np.uint8))
+
+
+@pytest.fixture(scope="module")
+def short_run(config, tmp_path_factory):
+    """A run of two steps, not to be changed."""
+    run = tmp_path_factory.mktemp("short") / "run"
+    options = ["--set", "train.steps=2", "--set", "data.evaluate=null", "--no-progress"]
+    assert train_tool.main(["--config", str(config), "--run", str(run), *options]) == 0
+    return run
+
+
+def test_a_run_goes_on_only_with_what_it_began_with(short_run, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(short_run, run, symlinks=True)
+
+    def refused(*arguments):
+        capsys.readouterr()
+        assert train_tool.main(["--resume", str(run), *arguments]) == 2
+        return capsys.readouterr().err
+
+    error = refused("--set", "train.steps=3", "--freeze", "rpn", "--run", str(tmp_path / "other"))
+    assert "the configuration that it has: leave out --set, --freeze, --run, or start a new run" in error
+    with run_lock(run):
+        assert "another process trains in" in refused()
+
+    read = command_line.read_source
+
+    def reading(change):
+        monkeypatch.setattr(command_line, "read_source", lambda *arguments: change(read(*arguments)))
+
+    reading(lambda data: dataclasses.replace(data, examples=data.examples[1:]))
+    assert f"the images or boxes of data.train are not those that {run} began with" in refused()
+    reading(lambda data: dataclasses.replace(data, categories=data.categories[::-1]))
+    assert "began with the classes 'circle' (1), 'square' (2)" in refused()
+    monkeypatch.undo()
+    assert train_tool.main(["--resume", str(run)]) == 0
+
+
+def test_a_run_that_was_cut_off_before_its_first_checkpoint_starts_again(short_run, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(short_run, run, symlinks=True)
+    shutil.rmtree(run / "checkpoints")
+    assert train_tool.main(["--resume", str(run)]) == 2
+    advice = re.search(r"start it again with (--config \S+ --run \S+)\n", capsys.readouterr().err)
+    assert train_tool.main([*advice[1].split(), "--no-progress"]) == 0
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
 
 
 @pytest.mark.parametrize(

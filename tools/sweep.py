@@ -197,11 +197,13 @@ def _train_all(console: Any, runs: Sequence[Run], states: Sequence["State"]) -> 
 
 def _train(run: Run, state: "State") -> int:
     """Train one run in a process of its own, and note what it took; returns its exit code."""
+    from detector.run_lock import run_lock
     from detector.sweep_runs import add_cost
 
     if state == "new":
         # What a run that was cut off before its first checkpoint left: it starts from the beginning.
-        shutil.rmtree(run.folder, ignore_errors=True)
+        with run_lock(run.folder):
+            shutil.rmtree(run.folder, ignore_errors=True)
     run.folder.mkdir(parents=True, exist_ok=True)
     what = [*run.options, "--run", str(run.folder)] if state == "new" else ["--resume", str(run.folder)]
     command = [*TRAIN, *what, "--no-progress"]
@@ -219,7 +221,7 @@ def _train(run: Run, state: "State") -> int:
 
 
 def _wait(process: subprocess.Popen[bytes]) -> tuple[int, int, bool]:
-    """Return the exit code, the peak memory in bytes, and whether Ctrl-C or SIGTERM came.
+    """Return the exit code, the peak memory in bytes, and whether Ctrl-C, SIGTERM or SIGHUP came.
 
     These are passed on, and the run saves itself; a second one kills it.  The peak that the kernel tells is
     never below this process's own when the child began; the child loads all that this one has loaded by then.
@@ -229,7 +231,8 @@ def _wait(process: subprocess.Popen[bytes]) -> tuple[int, int, bool]:
         raise KeyboardInterrupt
 
     stopped = False
-    previous = signal.signal(signal.SIGTERM, stop)
+    # SIGHUP comes when the terminal is closed: the run, in a session of its own, would go on unseen.
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         while True:
             try:
@@ -239,7 +242,8 @@ def _wait(process: subprocess.Popen[bytes]) -> tuple[int, int, bool]:
                 process.send_signal(signal.SIGKILL if stopped else signal.SIGINT)
                 stopped = True
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     process.returncode = os.waitstatus_to_exitcode(status)
     # Kibibytes, but bytes on macOS.
     return process.returncode, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), stopped

@@ -6,14 +6,16 @@ python tools/train.py --resume runs/shapes-001
 """
 
 import argparse
+import contextlib
 import hashlib
 import itertools
 import json
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import command_line
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from data.augment import Augmentation
     from data.dataset import DetectionDataset
+    from detector.checkpoint import CheckpointInfo
     from detector.config import Config
     from detector.feature_cache import ExampleViews, FeatureCache
 
@@ -45,10 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--no-progress", action="store_true", help="print lines instead of a bar, for logs")
     arguments = parser.parse_args(argv)
-    return command_line.run(lambda: _train(arguments))
+    with contextlib.ExitStack() as locks:
+        return command_line.run(lambda: _train(parser, arguments, locks))
 
 
-def _train(arguments: argparse.Namespace) -> int:
+def _train(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace, locks: contextlib.ExitStack
+) -> int:
     from diagnose import resolve_auto
     from rich.console import Console
 
@@ -60,6 +66,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from detector.experiment import prepare
     from detector.freeze_schedule import FreezeSchedule
     from detector.resizer import to_canvas
+    from detector.run_lock import run_lock
     from detector.run_log import RunLog, environment
     from detector.score_table import score_table
     from detector.train import Interrupted, fit
@@ -67,7 +74,9 @@ def _train(arguments: argparse.Namespace) -> int:
     console = Console(highlight=False)
     limit = [] if arguments.cache_limit is None else [f"train.cache_limit_gb={arguments.cache_limit}"]
     if arguments.resume:
+        _refuse_ignored_options(parser, arguments)
         config = load(_resumable(arguments.resume), limit)
+        locks.enter_context(run_lock(arguments.resume))
     else:
         arguments.set += limit
         config = command_line.load_config(arguments)
@@ -89,10 +98,16 @@ def _train(arguments: argparse.Namespace) -> int:
         command_line.print_dataset(console, dataset)
 
     resume_from = None
+    labels = {
+        name: dataset.labels_digest()
+        for name, dataset in (("train", train_set), ("evaluate", evaluation_set))
+        if dataset is not None
+    }
     if arguments.resume:
         run = RunLog(arguments.resume)
         assert run.last is not None
         resume_from = checkpoint.read_info(run.last)
+        _require_same_data(run.folder, resume_from, train_set, labels)
         model = build_model(config.model, resume_from.class_names, seed=config.train.seed)
         schedule = FreezeSchedule.from_dict(json.loads((run.folder / "plan.json").read_text()))
         provenance = resume_from.provenance
@@ -102,8 +117,12 @@ def _train(arguments: argparse.Namespace) -> int:
         resolved = resolve_auto(config, train_set, console)
         experiment = prepare(resolved, train_set.class_names, images=len(train_set))
         model, schedule, provenance = experiment.model, experiment.schedule, experiment.provenance
-        run = RunLog(_new_folder(arguments.run, arguments.config or arguments.pipeline_config))
+        folder = _new_folder(arguments.run, arguments.config or arguments.pipeline_config)
+        locks.enter_context(run_lock(folder))
+        _forget_a_start(folder)
+        run = RunLog(folder)
         run.write_text("config.yaml", config.to_yaml())
+        run.write_json("data.json", {"labels_sha256": labels})
         run.write_json("plan.json", schedule.to_dict())
         run.write_json("environment.json", environment())
 
@@ -248,9 +267,57 @@ def _cache(config: "Config", views: "ExampleViews", storage: Literal["float32", 
     )
 
 
+def _refuse_ignored_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse what a resumed run has its own of."""
+    taken = ("resume", "cache_limit", "no_progress")
+    ignored = [
+        f"--{name.replace('_', '-')}"
+        for name, value in vars(arguments).items()
+        if name not in taken and value != parser.get_default(name)
+    ]
+    if ignored:
+        raise ValueError(
+            f"a run is resumed with the configuration that it has: leave out {', '.join(ignored)}, "
+            "or start a new run"
+        )
+
+
+def _require_same_data(
+    folder: Path, resume_from: "CheckpointInfo", train_set: "DetectionDataset", labels: dict[str, str]
+) -> None:
+    """Refuse to go on with other labels than the run began with: what it learned would change its meaning."""
+    categories = [{"id": category.id, "name": category.name} for category in train_set.categories]
+    if categories != resume_from.categories:
+        raise ValueError(
+            f"{folder} began with the classes {_named(resume_from.categories)}, and {train_set.name} now has "
+            f"{_named(categories)}: bring the labels back, or start a new run"
+        )
+    page = folder / "data.json"
+    if not page.is_file():  # of a version that did not write one
+        return
+    before = json.loads(page.read_text(encoding="utf-8"))["labels_sha256"]
+    for name in sorted({*before, *labels}):
+        if before.get(name) != labels.get(name):
+            raise ValueError(
+                f"the images or boxes of data.{name} are not those that {folder} began with: "
+                "bring them back, or start a new run"
+            )
+
+
+def _named(categories: "Sequence[dict[str, Any]]") -> str:
+    return ", ".join(f"{category['name']!r} ({category['id']})" for category in categories)
+
+
+def _forget_a_start(folder: Path) -> None:
+    """Delete what a run left that was cut off before its first checkpoint: it begins again."""
+    if (folder / "config.yaml").is_file():
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+
+
 def _new_folder(wanted: Path | None, config: Path | None) -> Path:
     if wanted is not None:
-        if (wanted / "config.yaml").exists():
+        if any((wanted / "checkpoints").glob("step-*")):
             raise ValueError(
                 f"{wanted} holds a run already; resume it with --resume {wanted}, or name another --run"
             )
@@ -268,7 +335,7 @@ def _resumable(folder: Path) -> Path:
     if RunLog(folder).last is None:
         raise ValueError(
             f"{folder} was cut off before its first checkpoint; "
-            f"start it again with --config {folder}/config.yaml"
+            f"start it again with --config {folder}/config.yaml --run {folder}"
         )
     return folder / "config.yaml"
 

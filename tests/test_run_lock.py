@@ -1,0 +1,40 @@
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from detector.run_lock import RunBusyError, run_lock
+
+
+def test_one_process_at_a_time(tmp_path):
+    folder = tmp_path / "runs" / "one"
+    with run_lock(folder):
+        with (
+            pytest.raises(RunBusyError, match=r"another process trains in .*one: let it end"),
+            run_lock(folder),
+        ):
+            pass
+        with run_lock(tmp_path / "runs" / "two"):
+            pass
+    with run_lock(folder):
+        pass
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    code = (
+        "import sys, time, pathlib\n"
+        "from detector.run_lock import run_lock\n"
+        "with run_lock(pathlib.Path(sys.argv[1])):\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(RunBusyError), run_lock(tmp_path):
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    with run_lock(tmp_path):
+        pass
