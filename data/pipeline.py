@@ -209,9 +209,9 @@ def load_example(dataset: DetectionDataset, view: View, augment: Augment | None 
         ).numpy()
     except (OSError, tf.errors.OpError) as error:
         reason = error.message if isinstance(error, tf.errors.OpError) else str(error)
-        raise LabelError(
-            f"{example.source}: the image cannot be decoded: {reason.splitlines()[0]}"
-        ) from error
+        # Without what TensorFlow says of its own insides.
+        reason = re.sub(r"\{\{.*?\}\}|\[Op:.*?\]", "", reason.splitlines()[0]).strip()
+        raise LabelError(f"{example.source}: the image cannot be decoded: {reason}") from error
     if image.shape != (example.height, example.width, 3):
         raise LabelError(
             f"{example.source}: the image is {image.shape[1]}x{image.shape[0]} but was "

@@ -1,5 +1,6 @@
 """Reads data sets in Pascal VOC's folders: `Annotations`, `JPEGImages`, `ImageSets/Main`."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -93,8 +94,9 @@ def _split_files(root: Path, split: str) -> list[Path]:
     if not split_file.is_file():
         splits = ", ".join(sorted(path.stem for path in sets.glob("*.txt"))) or "none"
         raise FileNotFoundError(f"{split_file} does not exist; splits there: {splits}")
+    lines = split_file.read_text(encoding="utf-8").splitlines()
     # A class's own split files (`cat_train.txt`) have a second column, which says whether the image shows it.
-    names = [line.split()[0] for line in split_file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    names = [re.sub(r"\s+(-1|0|1)$", "", line.strip()) for line in lines if line.strip()]
     seen: set[str] = set()
     for name in names:
         if name in seen:

@@ -135,12 +135,16 @@ def find_checkpoint(path: str | Path, which: Which | None = None) -> Path:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(
-            f"there is nothing at {path}; expected a SavedModel, a checkpoint or a run's folder"
+            f"there is nothing at {path}; expected a SavedModel, a checkpoint or a run's folder (weights of "
+            "another project become a checkpoint by tools/import_weights.py)"
         )
     if checkpoint.is_checkpoint(path):
         return path
     if not is_run(path):
-        raise CheckpointError(f"{path} is no SavedModel, no checkpoint and no run's folder")
+        raise CheckpointError(
+            f"{path} is no SavedModel, no checkpoint and no run's folder; "
+            "weights of another project become a checkpoint by tools/import_weights.py"
+        )
     for name in [which] if which else ["best", "last"]:
         found = path / "checkpoints" / name
         if checkpoint.is_checkpoint(found):

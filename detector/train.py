@@ -29,7 +29,7 @@ from detector.progress import Progress
 from detector.recomputation import recompute
 from detector.run_log import RunLog
 from detector.schedule import learning_rate_schedule
-from detector.selectors import select
+from detector.selectors import select, select_each
 
 Batch = Mapping[str, tf.Tensor]
 Step = Callable[[Batch, tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
@@ -128,6 +128,16 @@ def make_step(
         return {**losses, "loss": loss, "gradient_norm": norm}
 
     return step
+
+
+def check_settings(config: Config, schedule: FreezeSchedule) -> None:
+    """Raise what `fit` would raise about the settings of a run, before anything is computed or written.
+
+    Raises ValueError naming the setting: a learning rate that cannot be, or a selector that matches nothing.
+    """
+    learning_rate_schedule(config.train.learning_rate, config.train.steps)
+    _lr_factors(config.train.lr_factors, schedule)
+    select_each(config.train.recompute, schedule.stages[0].plan.rows, "train.recompute")
 
 
 def fit(

@@ -85,9 +85,12 @@ def by_image(detections):
 
 
 def test_a_run_and_its_savedmodel_score_the_same(run, capsys):
+    own = run / "evaluation.json"  # of the training, which a sweep reads
+    own.write_text("{}")
     assert evaluate_tool.main([str(run)]) == 0
     assert evaluate_tool.main([str(run / "saved_model")]) == 0
-    live, alone = results(run), results(run / "evaluation-saved_model")
+    assert own.read_text() == "{}"
+    live, alone = results(run / "evaluation"), results(run / "evaluation-saved_model")
     assert "AP     IoU 0.50:0.95" in capsys.readouterr().out
 
     assert live[0]["model"].endswith("step-000001")  # the best

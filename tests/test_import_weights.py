@@ -80,6 +80,13 @@ def test_the_model_is_read_off_the_file_where_no_configuration_is_given(
     assert tool.main(["build/imported/zoo", "--output", "again"]) == 0
     assert checkpoint.read_info("again").class_names == ["cat"]
 
+    # A label map says which classes the model has, as names do: it does not rename the file's first ones.
+    Path("labels.pbtxt").write_text("item { id: 1 name: 'raccoon' }")
+    capsys.readouterr()
+    assert tool.main(["zoo/model.ckpt", "--label-map", "labels.pbtxt", "--output", "raccoon"]) == 0
+    assert "95 restored, 4 fresh (90 classes in the file, 1 in the model)" in capsys.readouterr().out
+    assert checkpoint.read_info("raccoon").class_names == ["raccoon"]
+
 
 def test_mistakes_are_one_line_and_write_nothing(source, capsys):
     arguments, _ = source

@@ -301,7 +301,7 @@ def spoil(dataset, encoded):
 def test_an_image_that_does_not_decode_is_named(dataset, suffix):
     whole = encode(np.random.default_rng(0).integers(0, 256, (24, 28, 3), np.uint8), suffix)
     spoil(dataset, whole[: len(whole) // 2])
-    with pytest.raises(LabelError, match=r"2\.image: the image cannot be decoded"):
+    with pytest.raises(LabelError, match=r"2\.image: the image cannot be decoded: [^{}\[\]]+$"):
         load_example(dataset, View(2, None))
     # And through TensorFlow, which wraps the error.
     with pytest.raises(LabelError, match=r"^/.*2\.image: the image cannot be decoded[^\n]*$"), plain_errors():

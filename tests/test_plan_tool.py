@@ -181,3 +181,18 @@ def test_a_users_mistake_is_one_line(capsys):
     assert "there is nothing at nowhere" in capsys.readouterr().err
     assert plan_tool.main(["--checkpoint", "last"]) == 2
     assert "name the run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.steps=6", "warmup_steps 30 leave nothing of the cosine's 6 steps"),
+        ("train.lr_factors={feature_extractr: 0.1}", "'feature_extractr' matches nothing; nearest:"),
+        ("train.recompute=[nope]", "train.recompute selector 'nope' matches nothing"),
+        ("data.augment=[{name: HorizontlFlip}]", "HorizontlFlip"),
+    ],
+)
+def test_what_would_fail_later_fails_in_the_dry_run(setting, message, capsys):
+    arguments = ["--class-names", "a,b,c,d", "--set", setting]
+    assert plan_tool.main(arguments) == 2
+    assert message in capsys.readouterr().err

@@ -138,6 +138,14 @@ def test_what_cannot_be_dropped_is_one_error_that_names_file_and_entry(root, spo
         read_voc(root, "cat_train", class_names=["dog", "cat", "bird"])
 
 
+def test_names_with_spaces(root):
+    write_xml(root, "my photo", [("dog", 1, 1, 60, 40)])
+    cv2.imwrite(str(root / "JPEGImages" / "my photo.jpg"), np.zeros((40, 60, 3), np.uint8))
+    for text in ("my photo\n", "my photo  1\r\n", "my photo -1\n"):
+        (root / "ImageSets/Main/own.txt").write_text(text)
+        assert len(read_voc(root, "own")) == 1
+
+
 def test_absent_folders_and_splits(root, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"trian\.txt does not exist; splits there: cat_train, train"):
         read_voc(root, "trian")

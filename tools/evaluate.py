@@ -36,8 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--output",
         type=Path,
         metavar="DIR",
-        help="where detections.json and evaluation.json go (default: the run's folder, evaluation-NAME in it "
-        "for a checkpoint or SavedModel of the run, or beside the model)",
+        help="where detections.json and evaluation.json go (default: evaluation in the run's folder, whose "
+        "own scores stay those of its training; evaluation-NAME there for a checkpoint or SavedModel of the "
+        "run; or beside the model)",
     )
     parser.add_argument(
         "--checkpoint", choices=["best", "last"], help="of a run (default: best, or last if none was scored)"
@@ -77,7 +78,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     evaluate = evaluate_files if is_saved_model(model) else _evaluate_checkpoint
     scores, detections = evaluate(model, dataset, config.evaluate.batch_size)
     output = arguments.output or (
-        source_model if is_run(source_model) else place_beside(source_model, "evaluation")
+        source_model / "evaluation" if is_run(source_model) else place_beside(source_model, "evaluation")
     )
     output.mkdir(parents=True, exist_ok=True)
     page = {**scores.to_dict(), "model": str(model), "data": dataset.name}

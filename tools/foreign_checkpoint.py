@@ -122,7 +122,7 @@ def _model(
     if label_map:
         known = read_label_map(label_map)
         # A class for every id up to the largest: published label maps have gaps where the predictor has none.
-        most = max(max(known), len(names) if names and names[-1] == str(len(names)) else 0)
+        most = max(max(known), settings.num_classes or 0)
         return settings, {
             identifier: known.get(identifier, f"(no class {identifier})") for identifier in range(1, most + 1)
         }

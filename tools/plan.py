@@ -68,6 +68,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     from detector.diagnose import is_auto
     from detector.experiment import prepare
+    from detector.train import check_settings
 
     if arguments.checkpoint:
         raise ValueError("--checkpoint chooses a checkpoint of a run: name the run")
@@ -83,7 +84,9 @@ def _plan(arguments: argparse.Namespace) -> int:
         dataset = command_line.read_source(source, config.data.class_names, config.model.num_classes)
         class_names, images = tuple(dataset.class_names), len(dataset)
         config = resolve_auto(config, dataset, console)
+    command_line.build_augmentation(config)
     experiment = prepare(config, class_names, images)
+    check_settings(config, experiment.schedule)
     command_line.print_schedule(console, config, experiment.model, experiment.schedule)
     return 0
 

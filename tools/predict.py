@@ -125,9 +125,16 @@ def find_images(inputs: Sequence[Path]) -> list[Path]:
             raise FileNotFoundError(f"there is nothing at {path}; expected an image or a folder of images")
         found = [path]
         if path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
+            entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+            found = [entry for entry in entries if entry.suffix.lower() in _SUFFIXES]
             if not found:
                 raise FileNotFoundError(f"the folder {path} has no images ({', '.join(_SUFFIXES)})")
+            if len(found) < len(entries):
+                print(
+                    f"{path}: passed over {len(entries) - len(found)} entries that do not end in "
+                    f"{', '.join(_SUFFIXES)}",
+                    file=sys.stderr,
+                )
         for file in found:
             files.setdefault(file.resolve(), file)
     return list(files.values())

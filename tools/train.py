@@ -69,7 +69,7 @@ def _train(
     from detector.run_lock import run_lock
     from detector.run_log import RunLog, environment
     from detector.score_table import score_table
-    from detector.train import Interrupted, fit
+    from detector.train import Interrupted, check_settings, fit
 
     console = Console(highlight=False)
     limit = [] if arguments.cache_limit is None else [f"train.cache_limit_gb={arguments.cache_limit}"]
@@ -97,6 +97,7 @@ def _train(
     for dataset in filter(None, (train_set, evaluation_set)):
         command_line.print_dataset(console, dataset)
 
+    augment = command_line.build_augmentation(config)
     resume_from = None
     labels = {
         name: dataset.labels_digest()
@@ -117,6 +118,7 @@ def _train(
         resolved = resolve_auto(config, train_set, console)
         experiment = prepare(resolved, train_set.class_names, images=len(train_set))
         model, schedule, provenance = experiment.model, experiment.schedule, experiment.provenance
+        check_settings(config, schedule)
         folder = _new_folder(arguments.run, arguments.config or arguments.pipeline_config)
         locks.enter_context(run_lock(folder))
         _forget_a_start(folder)
@@ -127,7 +129,6 @@ def _train(
         run.write_json("environment.json", environment())
 
     resizer = build_resizer(config.model)
-    augment = command_line.build_augmentation(config)
     command_line.print_schedule(console, config, model, schedule)
     console.print(f"run folder: {run.folder}", markup=False, soft_wrap=True)
 
