@@ -14,6 +14,7 @@ from detector.freeze_schedule import (
     gradual,
     layers_preset,
     linear_probe,
+    lr_factors_of,
     resolve_schedule,
 )
 from detector.selectors import VariableRow
@@ -74,14 +75,16 @@ def schedule_of(
     if first.layers is not None:
         first = first.model_copy(update={"freeze": (*first.freeze, *layers_preset(first.layers, rows))})
     if isinstance(later, str):
-        preset = gradual(rows, config.train.steps) if later == "gradual" else linear_probe(config.train.steps)
-        later = preset[1]
-        first = first.model_copy(update={"freeze": (*first.freeze, *preset[0].freeze)})
-    return resolve_schedule(
+        preset = gradual if later == "gradual" else linear_probe
+        first, later = preset(rows, config.train.steps, first)
+    schedule = resolve_schedule(
         rows,
         first,
         later,
         batch_norm=batch_norm,
         steps=config.train.steps,
-        steps_per_epoch=max(images // config.train.batch_size, 1) if images else None,
+        # Batches reach over an epoch's end, so an epoch need not have a whole number of steps.
+        steps_per_epoch=images / config.train.batch_size if images else None,
     )
+    lr_factors_of(config.train.lr_factors, schedule)  # a factor that does nothing is an error before the run
+    return schedule

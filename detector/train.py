@@ -23,13 +23,12 @@ from detector.faster_rcnn import FasterRCNN
 from detector.feature_cache import CacheStopped, FeatureCache
 from detector.freeze import FreezePlan
 from detector.freeze_proof import FreezeProof, prove
-from detector.freeze_schedule import FreezeSchedule
+from detector.freeze_schedule import FreezeSchedule, lr_factors_of
 from detector.optimizer import GroupedOptimizer
 from detector.progress import Progress
 from detector.recomputation import recompute
 from detector.run_log import RunLog
 from detector.schedule import learning_rate_schedule
-from detector.selectors import select
 
 Batch = Mapping[str, tf.Tensor]
 Step = Callable[[Batch, tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
@@ -169,8 +168,8 @@ def fit(
         FreezeProofError: a frozen variable moved.
         Interrupted: the run was asked to stop, and is saved.
         TypeError: there is a cache, and `batches` is not a function.
-        ValueError: `batches` ended before the last step, or a selector of `lr_factors` or `recompute` matches
-            nothing.
+        ValueError: `batches` ended before the last step, a selector of `lr_factors` or `recompute` matches
+            nothing, or one of `lr_factors` only what no freeze stage trains.
     """
     settings = config.train
     if cache is not None and not callable(batches):
@@ -189,7 +188,7 @@ def fit(
         settings.optimizer,
         {path: variables[path] for path in trained_in},
         moves_with=trained_in,
-        lr_factors=_lr_factors(settings.lr_factors, schedule),
+        lr_factors=lr_factors_of(settings.lr_factors, schedule),
     )
     recompute(model.components, schedule.stages[0].plan.rows, settings.recompute)
     at = Progression()
@@ -319,14 +318,6 @@ def fit(
                 raise Interrupted(f"stopped at step {at.step} of {settings.steps}")
 
     return FitResult(at.step, scores, prove_stage(), stopped_early)
-
-
-def _lr_factors(factors: Mapping[str, float], schedule: FreezeSchedule) -> dict[str, float]:
-    """Return {path: factor}; of several selectors that match a path, the last counts."""
-    rows = schedule.stages[0].plan.rows
-    return {
-        path: factor for selector, factor in factors.items() for path in select(selector, rows, "lr_factors")
-    }
 
 
 def _note_score(at: Progression, scores: CocoScores) -> Progression:

@@ -299,6 +299,15 @@ def test_a_variable_that_no_loss_depends_on_is_named(tiny_model, tiny_config, ma
         step(make_batch(0), tf.constant([0, 0]), tf.constant(0.1))
 
 
+def test_a_factor_for_what_is_frozen_is_refused(tiny_model, tiny_config, make_batch):
+    model = tiny_model()
+    config = tiny_config("train.lr_factors={feature_extractor: 0.1, rpn: 0.5}")
+    with pytest.raises(
+        ValueError, match="lr_factors selector 'rpn' matches nothing that a freeze stage trains"
+    ):
+        fit(model, plan_of(model, ["rpn"]), batches(make_batch), config)
+
+
 def test_a_frozen_prefix_is_not_differentiated(tiny_model, tiny_config, make_batch):
     """With the feature extractor frozen no gradient operation of its layers is in the step's graph."""
 
