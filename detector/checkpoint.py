@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def read_info(path: str | Path) -> CheckpointInfo:
     """Read the page about a checkpoint.
 
     Raises:
-        CheckpointError: there is none, or it is of another format.
+        CheckpointError: there is none, it is of another format, or has other keys than `CheckpointInfo`.
     """
     page_path = Path(path) / "checkpoint.json"
     if not page_path.is_file():
@@ -109,8 +109,21 @@ def read_info(path: str | Path) -> CheckpointInfo:
         page = json.loads(page_path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{page_path} is damaged: {error}") from None
+    if not isinstance(page, dict):
+        raise CheckpointError(f"{page_path} is damaged: expected a mapping, got {type(page).__name__}")
     if page.pop("format", None) != FORMAT:
         raise CheckpointError(f"{page_path} is not of format {FORMAT}; it was written by another version")
+    known = {
+        key.name: key.default is MISSING and key.default_factory is MISSING for key in fields(CheckpointInfo)
+    }
+    for key in page:
+        if key not in known:
+            raise CheckpointError(
+                f"{page_path} has an unknown key {key!r}; it was written by another version, or changed since"
+            )
+    for key, is_required in known.items():
+        if is_required and key not in page:
+            raise CheckpointError(f"{page_path} lacks the key {key!r}; it was changed since it was written")
     return CheckpointInfo(**page)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from detector import strict_yaml
 from detector.config_section import Section
@@ -69,6 +69,10 @@ class DataConfig(Section):
     min_visibility: float = Field(0.0, ge=0, le=1)
 
 
+# What one kind of optimizer reads and the other does not.
+_CONSTANTS = {"sgd": ("momentum", "nesterov"), "adamw": ("beta_1", "beta_2", "epsilon")}
+
+
 class OptimizerConfig(Section):
     """SGD with momentum, or AdamW (whose decay is decoupled and leaves biases and BatchNorm alone)."""
 
@@ -81,11 +85,16 @@ class OptimizerConfig(Section):
     epsilon: float = Field(1e-7, gt=0)
 
     @model_validator(mode="after")
-    def _decay_has_its_optimizer(self) -> "OptimizerConfig":
+    def _constants_have_their_optimizer(self) -> "OptimizerConfig":
         if self.kind == "sgd" and self.weight_decay:
             raise ValueError(
                 "weight_decay goes with kind: adamw; for sgd set model.rpn.l2 and box_classifier.l2"
             )
+        other = "adamw" if self.kind == "sgd" else "sgd"
+        for name in _CONSTANTS[other]:
+            # A resolved configuration states the defaults of both.
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} goes with kind: {other}; {self.kind} has none: leave it out")
         return self
 
 
@@ -129,7 +138,8 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0, lt=2**31)
     optimizer: OptimizerConfig = OptimizerConfig()
     learning_rate: LearningRateConfig = LearningRateConfig()
-    # {selector: factor}: scales the steps of what it matches; the last one that matches counts.
+    # {selector: factor}: scales the steps of what it matches; the last one that matches counts.  Mappings
+    # add up over a `base:`; null takes back what it has.
     lr_factors: dict[str, float] = Field(default_factory=dict)
     # Gradients are scaled so that their joint norm, over what is trained, is at most this.
     clip_norm: float | None = Field(10.0, gt=0)
@@ -155,6 +165,11 @@ class TrainConfig(Section):
     # the gradient of crop_and_resize in threads that overwrite each other (a relative error of 1e-3).
     deterministic: bool = True
 
+    @field_validator("lr_factors", mode="before")
+    @classmethod
+    def _none_is_empty(cls, value: Any) -> Any:
+        return {} if value is None else value
+
     @model_validator(mode="after")
     def _factors_move_something(self) -> "TrainConfig":
         for selector, factor in self.lr_factors.items():
@@ -179,7 +194,10 @@ class FreezeConfig(Section):
 
 
 class FreezeStageConfig(Section):
-    """From a step or an epoch on: other selectors than before, or some to `unfreeze` in addition."""
+    """From a step or an epoch on: other selectors than before, or some to `unfreeze` in addition.
+
+    An epoch takes images / batch size steps, whole or not; a stage starts at the step nearest to its epoch.
+    """
 
     from_step: int | None = Field(None, ge=1)
     from_epoch: float | None = Field(None, gt=0)

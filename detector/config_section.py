@@ -4,6 +4,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A mapping of the configuration; immutable, and strict about its keys."""
+    """A mapping of the configuration; immutable, strict about its keys, and its numbers are finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Infinity is no way to say "no limit" (null is), and passes bounds like `gt=0`.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -74,14 +74,14 @@ def schedule_of(
     if first.layers is not None:
         first = first.model_copy(update={"freeze": (*first.freeze, *layers_preset(first.layers, rows))})
     if isinstance(later, str):
-        preset = gradual(rows, config.train.steps) if later == "gradual" else linear_probe(config.train.steps)
-        later = preset[1]
-        first = first.model_copy(update={"freeze": (*first.freeze, *preset[0].freeze)})
+        preset = gradual if later == "gradual" else linear_probe
+        first, later = preset(rows, config.train.steps, first)
     return resolve_schedule(
         rows,
         first,
         later,
         batch_norm=batch_norm,
         steps=config.train.steps,
-        steps_per_epoch=max(images // config.train.batch_size, 1) if images else None,
+        # Batches reach over an epoch's end, so an epoch need not have a whole number of steps.
+        steps_per_epoch=images / config.train.batch_size if images else None,
     )

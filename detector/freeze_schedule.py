@@ -10,7 +10,7 @@ from typing import Any
 
 from detector.config import FreezeConfig, FreezeStageConfig
 from detector.freeze import FreezePlan, resolve
-from detector.selectors import FreezeError, VariableRow
+from detector.selectors import FreezeError, VariableRow, select, select_each
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def resolve_schedule(
     *,
     batch_norm: str,
     steps: int,
-    steps_per_epoch: int | None = None,
+    steps_per_epoch: float | None = None,
 ) -> FreezeSchedule:
     """Resolve the selectors of every stage against the rows of a model.
 
@@ -111,7 +111,7 @@ def resolve_schedule(
         later: the stages after it.
         batch_norm: "fixed" or "update".
         steps: the run's length.
-        steps_per_epoch: needed where a stage starts at an epoch.
+        steps_per_epoch: images / batch size; needed where a stage starts at an epoch.
 
     Raises:
         FreezeError: of a selector, or a stage starts out of order, past the run's end, or nowhere.
@@ -155,39 +155,128 @@ def resolve_schedule(
     return FreezeSchedule(tuple(stages))
 
 
-def gradual(rows: Sequence[VariableRow], steps: int) -> tuple[FreezeConfig, tuple[FreezeStageConfig, ...]]:
+def lr_factors_of(factors: Mapping[str, float], schedule: FreezeSchedule) -> dict[str, float]:
+    """Return {path: factor} of {selector: factor}; of several selectors that match a path, the last counts.
+
+    Raises `FreezeError` for a selector that matches nothing.
+    """
+    rows = schedule.stages[0].plan.rows
+    return {
+        path: factor for selector, factor in factors.items() for path in select(selector, rows, "lr_factors")
+    }
+
+
+def idle_lr_factors(factors: Mapping[str, float], schedule: FreezeSchedule) -> list[str]:
+    """Return the selectors whose factor does nothing, since no freeze stage trains what they match.
+
+    That is no error: of a sweep's variants, some freeze what others slow down.
+    """
+    rows, trained = schedule.stages[0].plan.rows, schedule.trained
+    return [selector for selector in factors if select(selector, rows, "lr_factors").isdisjoint(trained)]
+
+
+def gradual(
+    rows: Sequence[VariableRow], steps: int, own: FreezeConfig | None = None
+) -> tuple[FreezeConfig, tuple[FreezeStageConfig, ...]]:
     """Return gradual unfreezing from the top down, in five equal spans.
 
     The RPN and the predictor; then the tower too; then the feature extractor's last third of stages, its
     second, and all of it (Howard and Ruder, "Universal Language Model Fine-tuning", section 3.3, for a
     detector's parts).
+
+    What the user freezes, `own`, stays frozen throughout.  A span that would train nothing, or the same as
+    the one before, falls away, and the others share the run.
+
+    Raises:
+        FreezeError: of a selector of `own`, `own` leaves one span, or there are fewer steps than spans.
     """
-    stages = dict.fromkeys(row.stage for row in rows if row.component == "feature_extractor")
-    names = list(stages)
-    last_third, second_third = names[-(len(names) // 3)], names[-(2 * len(names) // 3)]
-    added = [
-        "box_classifier/tower",
-        f"feature_extractor[{last_third}:]",
-        f"feature_extractor[{second_third}:]",
-        "feature_extractor",
-    ]
-    return (
-        FreezeConfig(freeze=("feature_extractor", "box_classifier/tower")),
-        tuple(
-            FreezeStageConfig(from_step=steps * (number + 1) // 5, unfreeze=(selector,))
-            for number, selector in enumerate(added)
-        ),
+    own = own or FreezeConfig()
+    names = list(dict.fromkeys(row.stage for row in rows if row.component == "feature_extractor"))
+    last_third, second_third = len(names) // 3, 2 * len(names) // 3  # stages, counted from the end
+    frozen = _distinct(
+        "gradual",
+        rows,
+        own,
+        [
+            ("feature_extractor", "box_classifier/tower"),
+            ("feature_extractor",),
+            (f"feature_extractor[:{names[-last_third - 1]}]",),
+            (f"feature_extractor[:{names[-second_third - 1]}]",),
+            (),
+        ],
+        steps,
+    )
+    starts = [steps * number // len(frozen) for number in range(len(frozen))]
+    return _frozen_in(own, frozen[0]), tuple(
+        _stage(own, selectors, start) for selectors, start in zip(frozen[1:], starts[1:], strict=True)
     )
 
 
-def linear_probe(steps: int) -> tuple[FreezeConfig, tuple[FreezeStageConfig, ...]]:
+def linear_probe(
+    rows: Sequence[VariableRow], steps: int, own: FreezeConfig | None = None
+) -> tuple[FreezeConfig, tuple[FreezeStageConfig, ...]]:
     """Return linear probing, then fine-tuning: a third for the predictor, the rest for all at a tenth.
 
     Kumar et al., "Fine-Tuning can Distort Pretrained Features", section 4: the head first, then everything
-    at a low rate.
+    at a low rate.  What the user freezes, `own`, stays frozen throughout; raises as `gradual` does.
     """
-    everything = FreezeStageConfig(from_step=max(steps // 3, 1), freeze=("none",), lr_factor=0.1)
-    return FreezeConfig(freeze=("all_but:box_classifier/predictor",)), (everything,)
+    own = own or FreezeConfig()
+    probe, rest = _distinct("linear_probe", rows, own, [("all_but:box_classifier/predictor",), ()], steps)
+    later = _stage(own, rest, max(steps // 3, 1), lr_factor=0.1)
+    return _frozen_in(own, probe), (later,)
+
+
+def _distinct(
+    preset: str,
+    rows: Sequence[VariableRow],
+    own: FreezeConfig,
+    frozen: Sequence[tuple[str, ...]],
+    steps: int,
+) -> list[tuple[str, ...]]:
+    """Return those of a preset's stages, by what they freeze, that train more than the one before."""
+    # Whether something fresh may be frozen is asked where the schedule is resolved.
+    trainable = resolve(rows, own.freeze, own.train_only, unfreeze=own.unfreeze, allow_fresh=True).trained
+    thawed = set().union(*select_each(own.unfreeze, rows, "unfreeze").values())
+    left: list[tuple[str, ...]] = []
+    before: set[str] = set()
+    for selectors in frozen:
+        still = set().union(*select_each(selectors, rows).values()) - thawed
+        trained = set(trainable) - still
+        if trained != before:
+            left.append(selectors)
+            before = trained
+    if len(left) < 2:
+        given = {"freeze": own.freeze, "train_only": own.train_only, "unfreeze": own.unfreeze}
+        said = ", ".join(f"{role} {', '.join(map(repr, texts))}" for role, texts in given.items() if texts)
+        raise FreezeError(
+            f"freeze_schedule {preset} has one freeze stage left, which is no schedule: what goes with it "
+            f"({said}) holds in every stage; leave that out, or the schedule"
+        )
+    if steps < len(left):
+        raise FreezeError(
+            f"freeze_schedule {preset} has {len(left)} freeze stages and needs a step for each at least, but "
+            f"train.steps is {steps}; raise train.steps"
+        )
+    return left
+
+
+def _frozen_in(own: FreezeConfig, selectors: tuple[str, ...]) -> FreezeConfig:
+    """Return what the user freezes and a preset's selectors with it; `none` adds nothing to them."""
+    given = () if own.freeze == ("none",) else own.freeze
+    return own.model_copy(update={"freeze": (*given, *selectors)})
+
+
+def _stage(
+    own: FreezeConfig, selectors: tuple[str, ...], from_step: int, lr_factor: float = 1.0
+) -> FreezeStageConfig:
+    whole = _frozen_in(own, selectors)
+    return FreezeStageConfig(
+        from_step=from_step,
+        freeze=whole.freeze,
+        train_only=whole.train_only,
+        unfreeze=whole.unfreeze,
+        lr_factor=lr_factor,
+    )
 
 
 LAYER_PRESETS = ("heads", "4+", "3+", "all")
@@ -205,7 +294,7 @@ def layers_preset(name: str, rows: Sequence[VariableRow]) -> tuple[str, ...]:
     if name == "heads":
         return ("feature_extractor",)
     if name == "all":
-        return ("none",)
+        return ()
     if name not in LAYER_PRESETS:
         raise FreezeError(f"unknown layers {name!r}; expected one of {', '.join(LAYER_PRESETS)}")
     stages = list(dict.fromkeys(row.stage for row in rows if row.component == "feature_extractor"))
@@ -218,7 +307,7 @@ def layers_preset(name: str, rows: Sequence[VariableRow]) -> tuple[str, ...]:
     return (f"feature_extractor[:{stages[first - 1]}]",)
 
 
-def _start(entry: FreezeStageConfig, steps_per_epoch: int | None) -> int:
+def _start(entry: FreezeStageConfig, steps_per_epoch: float | None) -> int:
     if entry.from_step is not None:
         return entry.from_step
     assert entry.from_epoch is not None

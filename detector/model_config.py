@@ -91,6 +91,15 @@ class BoxClassifierConfig(Section):
     max_detections_per_class: int = Field(100, ge=1)
     max_detections: int = Field(300, ge=1)
 
+    @model_validator(mode="after")
+    def _pool_fits_the_crop(self) -> "BoxClassifierConfig":
+        if self.pool_size > self.crop_size:
+            raise ValueError(
+                f"pool_size {self.pool_size} is larger than crop_size {self.crop_size}, so no cell is left; "
+                "raise crop_size, or lower pool_size (1 pools nothing)"
+            )
+        return self
+
 
 Precision = Literal["float32", "bfloat16"]
 

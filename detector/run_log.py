@@ -9,6 +9,7 @@ detections.json  evaluation.json  freeze_proof.json
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -97,12 +98,17 @@ class RunLog:
         os.replace(partial, link)
 
     def keep_newest(self, count: int) -> None:
-        """Delete all but the newest `count` checkpoints and the best one."""
+        """Delete all but the newest `count` checkpoints, by step, and the best one."""
         kept = {self.best, self.last}
-        numbered = sorted(self.checkpoints.glob("step-*"))
-        for folder in numbered[:-count]:
-            if folder not in kept:
-                shutil.rmtree(folder)
+        # By number: from step 1,000,000 on names are longer and sort otherwise.
+        steps = {
+            int(name[1]): folder
+            for folder in self.checkpoints.iterdir()
+            if (name := re.fullmatch(r"step-(\d+)", folder.name))
+        }
+        for step in sorted(steps)[:-count]:
+            if steps[step] not in kept:
+                shutil.rmtree(steps[step])
 
     def _pointed(self, name: str) -> Path | None:
         link = self.checkpoints / name

@@ -93,7 +93,8 @@ def match(
         off_value=False,
         dtype=tf.bool,
     )  # [B, N, A]
-    is_best &= truth.is_object[..., tf.newaxis]
+    # An object that overlaps nothing usable has no best candidate: its argmax is row 0.
+    is_best &= may_match
     first_object = tf.argmax(tf.cast(is_best, tf.uint8), axis=1, output_type=tf.int32)
     return tf.where(tf.reduce_any(is_best, axis=1), first_object, matches)
 

@@ -23,13 +23,13 @@ from detector.faster_rcnn import FasterRCNN
 from detector.feature_cache import CacheStopped, FeatureCache
 from detector.freeze import FreezePlan
 from detector.freeze_proof import FreezeProof, prove
-from detector.freeze_schedule import FreezeSchedule
+from detector.freeze_schedule import FreezeSchedule, lr_factors_of
 from detector.optimizer import GroupedOptimizer
 from detector.progress import Progress
 from detector.recomputation import recompute
 from detector.run_log import RunLog
 from detector.schedule import learning_rate_schedule
-from detector.selectors import select, select_each
+from detector.selectors import select_each
 
 Batch = Mapping[str, tf.Tensor]
 Step = Callable[[Batch, tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
@@ -136,7 +136,7 @@ def check_settings(config: Config, schedule: FreezeSchedule) -> None:
     Raises ValueError naming the setting: a learning rate that cannot be, or a selector that matches nothing.
     """
     learning_rate_schedule(config.train.learning_rate, config.train.steps)
-    _lr_factors(config.train.lr_factors, schedule)
+    lr_factors_of(config.train.lr_factors, schedule)
     select_each(config.train.recompute, schedule.stages[0].plan.rows, "train.recompute")
 
 
@@ -204,7 +204,7 @@ def fit(
         settings.optimizer,
         {path: variables[path] for path in trained_in},
         moves_with=trained_in,
-        lr_factors=_lr_factors(settings.lr_factors, schedule),
+        lr_factors=lr_factors_of(settings.lr_factors, schedule),
     )
     recompute(model.components, schedule.stages[0].plan.rows, settings.recompute)
     at = Progression()
@@ -335,14 +335,6 @@ def fit(
                 raise Interrupted(f"stopped at step {at.step} of {settings.steps}")
 
     return FitResult(at.step, scores, prove_stage(), stopped_early)
-
-
-def _lr_factors(factors: Mapping[str, float], schedule: FreezeSchedule) -> dict[str, float]:
-    """Return {path: factor}; of several selectors that match a path, the last counts."""
-    rows = schedule.stages[0].plan.rows
-    return {
-        path: factor for selector, factor in factors.items() for path in select(selector, rows, "lr_factors")
-    }
 
 
 def _note_score(at: Progression, scores: CocoScores) -> Progression:

@@ -78,6 +78,25 @@ def test_damage_is_found(tmp_path):
         checkpoint.restore(tmp_path, variables())
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda page: page | {"weather": "fine"}, r"checkpoint\.json has an unknown key 'weather'"),
+        (
+            lambda page: {key: page[key] for key in page if key != "step"},
+            r"checkpoint\.json lacks the key 'step'",
+        ),
+        (lambda page: [page], r"checkpoint\.json is damaged: expected a mapping, got list"),
+    ],
+)
+def test_a_page_of_other_keys_names_the_file_and_the_key(tmp_path, change, message):
+    path = checkpoint.save(tmp_path / "a", INFO, variables())
+    page = json.loads((path / "checkpoint.json").read_text())
+    (path / "checkpoint.json").write_text(json.dumps(change(page)))
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.read_info(path)
+
+
 def test_a_checkpoint_that_does_not_fit_assigns_nothing(tmp_path):
     path = checkpoint.save(tmp_path / "a", INFO, variables(2.0))
     other = {"rpn/conv/kernel": tf.Variable(tf.zeros([2, 3])), "rpn/conv/bias": tf.Variable(tf.zeros([4]))}

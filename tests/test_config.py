@@ -25,6 +25,17 @@ def test_a_resolved_configuration_reads_back_equal(tmp_path):
     assert load(write(tmp_path / "config.yaml", config.to_yaml())) == config
 
 
+def test_a_resolved_configuration_with_adamw_reads_back_equal(tmp_path):
+    config = load(None, ["train.optimizer={kind: adamw, weight_decay: 0.1}"])
+    assert load(write(tmp_path / "config.yaml", config.to_yaml())) == config
+
+
+def test_null_takes_back_the_factors_of_a_base(tmp_path):
+    write(tmp_path / "base.yaml", "train: {lr_factors: {feature_extractor: 0.1}}")
+    write(tmp_path / "own.yaml", "base: base.yaml\ntrain: {lr_factors: null}")
+    assert load(tmp_path / "own.yaml").train.lr_factors == {}
+
+
 def test_the_defaults_are_the_published_ones():
     model = Config().model
     assert (model.rpn.minibatch_size, model.rpn.max_proposals, model.rpn.nms_iou_threshold) == (256, 300, 0.7)
@@ -58,6 +69,16 @@ def test_an_unknown_key_names_the_nearest(text, nearest):
             "min_dimension 700",
         ),
         ("train.optimizer.weight_decay=0.1", "weight_decay goes with kind: adamw"),
+        ("train.optimizer.beta_2=0.9", "beta_2 goes with kind: adamw"),
+        ("train.optimizer={kind: adamw, momentum: 0.5}", "momentum goes with kind: sgd"),
+        ("train.optimizer={kind: adamw, nesterov: true}", "nesterov goes with kind: sgd"),
+        ("train.clip_norm=.inf", "train.clip_norm: .*finite number, got inf"),
+        ("train.learning_rate.base=.nan", "train.learning_rate.base: .*finite number, got nan"),
+        ("train.lr_factors={rpn: .nan}", "train.lr_factors.rpn: .*finite number, got nan"),
+        ("train.lr_factors={rpn: .inf}", "train.lr_factors.rpn: .*finite number, got inf"),
+        ("model.anchors.offset_hw=[0, -.inf]", r"model.anchors.offset_hw.1: .*finite number, got -inf"),
+        ("model.box_classifier.crop_size=1", "pool_size 2 is larger than crop_size 1"),
+        ("model.box_classifier.pool_size=15", "pool_size 15 is larger than crop_size 14"),
         (
             "train.learning_rate={schedule: step, boundaries: [5], values: []}",
             "1 boundaries need as many values",

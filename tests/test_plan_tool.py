@@ -183,6 +183,14 @@ def test_a_users_mistake_is_one_line(capsys):
     assert "name the run" in capsys.readouterr().err
 
 
+def test_a_learning_rate_factor_that_does_nothing_is_told(capsys):
+    factors = "train.lr_factors={feature_extractor: 0.1, rpn: 0.5}"
+    assert plan_tool.main(["--class-names", "a,b,c,d", "--freeze", "rpn", "--set", factors]) == 0
+    printed = capsys.readouterr().out
+    assert "train.lr_factors: rpn does nothing: all that it matches is frozen throughout" in printed
+    assert "feature_extractor does nothing" not in printed
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

@@ -67,6 +67,17 @@ def test_a_run_that_was_copied_without_its_links_goes_on(tmp_path):
     assert copy.last.name == "step-000002" and (copy.checkpoints / "last").is_symlink()
 
 
+def test_the_newest_checkpoints_are_those_of_the_largest_steps(tmp_path):
+    run = RunLog(tmp_path)
+    for step in (999000, 999500, 1000000, 1000500):
+        run.checkpoint_path(step).mkdir()
+    own = run.checkpoints / "step-000500 before the restart"  # somebody's copy is none of ours
+    own.mkdir()
+    run.keep_newest(3)
+    names = {"step-999500", "step-1000000", "step-1000500", own.name}
+    assert {path.name for path in run.checkpoints.glob("step-*")} == names
+
+
 def test_a_pointer_to_a_deleted_checkpoint_is_none(tmp_path):
     run = RunLog(tmp_path)
     run.checkpoint_path(1).mkdir()

@@ -54,6 +54,8 @@ def test_candidates_that_may_not_take_part_are_ignored_and_force_nothing():
     candidates = tf.constant([[[0, 0, 10, 10], [0, 0, 10, 20]]], tf.float32)
     matches = match(candidates, truth, is_usable=tf.constant([False, True]), **RPN)
     np.testing.assert_array_equal(matches, [[IGNORED, 0]])
+    matches = match(candidates, truth, is_usable=tf.constant([False, False]), **RPN)
+    np.testing.assert_array_equal(matches, [[IGNORED, IGNORED]])
 
 
 @pytest.mark.parametrize("seed", range(3))

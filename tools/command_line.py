@@ -255,10 +255,17 @@ def print_schedule(
     console: "Console", config: "Config", model: "FasterRCNN", schedule: "FreezeSchedule"
 ) -> None:
     """Print the plan that training starts with, what changes when, and what the machine says of bfloat16."""
+    from detector.freeze_schedule import idle_lr_factors
     from detector.hardware import of_this_machine
 
     print_plan(console, config, model, schedule.stages[0].plan)
     for index in range(1, len(schedule.stages)):
         console.print(schedule.describe(index), markup=False, soft_wrap=True)
+    for selector in idle_lr_factors(config.train.lr_factors, schedule):
+        console.print(
+            f"train.lr_factors: {selector} does nothing: all that it matches is frozen throughout",
+            markup=False,
+            soft_wrap=True,
+        )
     if advice := of_this_machine().advice(config.model.precision):
         console.print(advice, markup=False, soft_wrap=True)
