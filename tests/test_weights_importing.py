@@ -238,6 +238,23 @@ def test_an_own_checkpoint_is_restored_whole(donor, model, tiny_config, tmp_path
     assert_same_values(model, donor)
 
 
+def test_a_run_stands_for_its_best_checkpoint_or_else_its_last(donor, model, tiny_config, tmp_path):
+    run = RunLog(tmp_path / "run")
+    run.write_text("config.yaml", "")
+    with pytest.raises(WeightsError, match="has no last checkpoint; the run was cut off before"):
+        import_weights(model, run.folder)
+    last = save_native(run.checkpoint_path(2), donor, tiny_config().model)
+    run.point("last", last)
+    assert import_weights(model, run.folder).source == str(last)
+    assert_same_values(model, donor)
+    # The best may be another one later on: what is noted is the checkpoint itself.
+    best = save_native(run.checkpoint_path(1), donor, tiny_config().model)
+    run.point("best", best)
+    report = import_weights(model, run.folder)
+    assert report.source == report.provenance()["rpn"]["checkpoint"] == str(best)
+    assert model_of(run.folder)[1] == list(CLASS_NAMES)
+
+
 def test_classes_are_matched_by_name(donor, tiny_model, tiny_config, tmp_path):
     path = save_native(tmp_path / "own", donor, tiny_config().model)  # circle, square, star
     model = tiny_model(class_names=["star", "moon", "circle"])
