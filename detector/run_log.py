@@ -113,8 +113,11 @@ class RunLog:
     def _write(self, name: str, text: str) -> Path:
         path = self.folder / name
         partial = path.with_name(f".{name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        try:
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
         return path
 
 
