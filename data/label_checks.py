@@ -69,13 +69,24 @@ def select_categories(
 
 
 def image_size(file: BinaryIO) -> tuple[int, int]:
-    """Return (height, width) from an image's header, undecoded; ValueError if it is no such image."""
+    """Return (height, width) from an image's header, undecoded.
+
+    Raises:
+        ValueError: it is no such image, or TensorFlow does not decode it to its colours.
+    """
     try:
         # Pillow reads no further than the header until pixels are asked for.
         with Image.open(file, formats=_FORMATS) as image:
-            return image.height, image.width
+            # `tf.io.decode_image` takes a palette's indices for gray, and refuses a pixel that is one bit.
+            has_palette = image.format == "BMP" and image.mode in ("P", "1")
+            size_hw = image.height, image.width
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"its header is not that of a {', '.join(_FORMATS[:-1])} or GIF image") from error
+    if has_palette:
+        raise ValueError(
+            "it is a BMP with a palette, which TensorFlow cannot read; convert it to PNG or JPEG"
+        )
+    return size_hw
 
 
 def image_sizes(paths: Sequence[Path], label_file: Path) -> list[tuple[int, int]]:

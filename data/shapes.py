@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -47,16 +47,26 @@ _FINER = 4  # masks are drawn on so much finer a grid and averaged; OpenCV's own
 
 
 def read_shapes(
-    root: str | Path, domain: str, split: str, image_counts: Mapping[str, int] = IMAGE_COUNTS
+    root: str | Path,
+    domain: str,
+    split: str,
+    image_counts: Mapping[str, int] = IMAGE_COUNTS,
+    class_names: Sequence[str] | None = None,
 ) -> DetectionDataset:
-    """Return one split of one domain, drawing the whole data set into `root` first if it is not there."""
+    """Return one split of one domain, drawing the whole data set into `root` first if it is not there.
+
+    `class_names` are the classes in the order of their ids, as for `read_coco`; None for the usual order.
+
+    Raises:
+        ValueError: there is no such domain, split or class, or `class_names` leaves one out.
+    """
     if domain not in DOMAINS or split not in SPLITS:
         raise ValueError(
             f"shapes: expected a domain of {', '.join(DOMAINS)} and a split of {', '.join(SPLITS)}, "
             f"got {domain!r} and {split!r}"
         )
     folder = make_shapes(root, image_counts)[f"{domain}/{split}"]
-    return read_coco(folder / "annotations.json", folder / "images")
+    return read_coco(folder / "annotations.json", folder / "images", class_names)
 
 
 def make_shapes(root: str | Path, image_counts: Mapping[str, int] = IMAGE_COUNTS) -> dict[str, Path]:

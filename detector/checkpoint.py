@@ -8,8 +8,6 @@ written; every value is checked against its digest when it is read.
 """
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from detector.digest import digest, digests
+from detector.whole_folder import written_whole
 
 FORMAT = 1
 _OPTIMIZER = "optimizer/"
@@ -69,30 +68,25 @@ def save(
         info: the page about it; its digests are filled in here.
         variables: the model's, by path.
         optimizer_state: the optimizer's, by name, where training is to go on from here.
+
+    Raises:
+        OSError: it cannot be written (a full disk); what was at `path` is as it was before.
     """
     path = Path(path)
     state = {f"{_OPTIMIZER}{name}": variable for name, variable in (optimizer_state or {}).items()}
     values = {**variables, **state}
     page = {"format": FORMAT, **asdict(info), "digests": digests(values)}
 
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    prefix = str(partial / "variables")
-    tf.raw_ops.SaveV2(
-        prefix=prefix + "_part",
-        tensor_names=list(values),
-        shape_and_slices=[""] * len(values),
-        tensors=[tf.convert_to_tensor(value) for value in values.values()],
-    )
-    tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=[prefix + "_part"], destination_prefix=prefix)
-    (partial / "checkpoint.json").write_text(json.dumps(page, indent=1), encoding="utf-8")
-    for file in partial.iterdir():
-        with open(file, "rb") as written:
-            os.fsync(written.fileno())
-    if path.exists():
-        shutil.rmtree(path)
-    os.replace(partial, path)
+    with written_whole(path, f"the checkpoint of step {info.step}") as folder:
+        prefix = str(folder / "variables")
+        tf.raw_ops.SaveV2(
+            prefix=prefix + "_part",
+            tensor_names=list(values),
+            shape_and_slices=[""] * len(values),
+            tensors=[tf.convert_to_tensor(value) for value in values.values()],
+        )
+        tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=[prefix + "_part"], destination_prefix=prefix)
+        (folder / "checkpoint.json").write_text(json.dumps(page, indent=1), encoding="utf-8")
     return path
 
 

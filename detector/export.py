@@ -25,8 +25,6 @@ does not tell which proposal a detection was made of, and a guess would be wrong
 """
 
 import json
-import os
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -44,6 +42,7 @@ from detector.label_map import write_label_map
 from detector.resizer import Resizer, to_canvas
 from detector.rpn import Proposals
 from detector.run_log import environment
+from detector.whole_folder import written_whole
 
 IMAGES_SIGNATURE = "serving_default"
 ENCODED_SIGNATURE = "encoded_image_string_tensor"
@@ -75,6 +74,7 @@ def export(
 
     Raises:
         ValueError: the categories are not the model's classes, or `directory` holds something else.
+        OSError: it cannot be written (a full disk); what was in `directory` is as it was before.
     """
     directory = Path(directory)
     names = [category["name"] for category in categories]
@@ -91,16 +91,16 @@ def export(
     module = tf.Module()
     # The variables, and not the model: a SavedModel of Keras layers asks for their classes when it is loaded.
     module.model_variables = model.variables_by_path
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    with tempfile.TemporaryDirectory() as folder:
-        label_map, page = Path(folder) / LABEL_MAP.name, Path(folder) / MANIFEST.name
+    with (
+        tempfile.TemporaryDirectory() as assets,
+        written_whole(directory, "the SavedModel") as folder,
+    ):
+        label_map, page = Path(assets) / LABEL_MAP.name, Path(assets) / MANIFEST.name
         write_label_map(label_map, dict(zip(ids, names, strict=True)))
         page.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         module.label_map = tf.saved_model.Asset(str(label_map))
         module.freeze_manifest = tf.saved_model.Asset(str(page))
-        tf.saved_model.save(module, str(partial), signatures=serving_functions(model, resizer, ids))
-    _move(partial, directory)
+        tf.saved_model.save(module, str(folder), signatures=serving_functions(model, resizer, ids))
     return directory
 
 
@@ -241,13 +241,3 @@ def _raw_detections(
 def _normalize(boxes_yxyx: tf.Tensor, size_hw: tf.Tensor) -> tf.Tensor:
     """Return boxes [B, K, 4] of the canvas as parts of the image on it."""
     return boxes_yxyx / tf.cast(tf.tile(size_hw, [1, 2]), tf.float32)[:, tf.newaxis, :]
-
-
-def _move(partial: Path, directory: Path) -> None:
-    """Move a folder to its place; one that is there makes way and goes only when the new one stands."""
-    old = directory.with_name(f".{directory.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if directory.exists():
-        os.replace(directory, old)
-    os.replace(partial, directory)
-    shutil.rmtree(old, ignore_errors=True)

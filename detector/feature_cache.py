@@ -7,12 +7,14 @@ a stale one cannot be used: it has another name.  In it:
     cache.json   the fields with their dtypes, and what the cache was made of
     NAME.bin     one field's values, example after example, and
     NAME.npy     where each begins; see `detector/array_file.py`
+
+One that is being made lies in `.partial-…`, which belongs to the process that makes it: what a killed one
+leaves is deleted when the next cache is opened.
 """
 
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,10 +30,12 @@ from detector.digest import digests
 from detector.faster_rcnn import FasterRCNN
 from detector.freeze import FreezePlan
 from detector.frozen_prefix import FrozenPrefix, Sizes, find_cut
+from detector.owned_folder import delete_orphans, owned_folder
 from detector.suppression import Suppressed
 
 _FORMAT = 1
 _PAGE = "cache.json"
+_PARTIAL = ".partial-"
 # Kept at the precision asked for; all else (boxes, logits, labels) as it is.
 _FEATURES = ("features", "crop_features")
 # A batch's entries that are kept beside the outputs.  Not the image: it is what the outputs stand for.
@@ -118,6 +122,8 @@ class FeatureCache:
         if cut is None:
             note("no features to cache: what comes first in the model trains")
             return None
+        if freed := delete_orphans(self._folder, _PARTIAL):
+            note(f"deleted {_gigabytes(freed)} in {self._folder}, which killed runs left half made")
         prefix = FrozenPrefix(model, cut)
         parts = {
             "format": _FORMAT,
@@ -160,16 +166,16 @@ class FeatureCache:
     ) -> None:
         """Compute into a folder of another name, so that `place` is there only when it is complete."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=self._folder))
-        try:
-            self._compute(prefix, partial, parts, is_stopped)
-            partial.rename(place)
-        except OSError:
-            # Another run was faster: its cache has the same contents.
-            if not (place / _PAGE).is_file():
-                raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        with owned_folder(self._folder, _PARTIAL) as partial:
+            features = partial / "features"
+            features.mkdir()
+            try:
+                self._compute(prefix, features, parts, is_stopped)
+                features.rename(place)
+            except OSError:
+                # Another run was faster: its cache has the same contents.
+                if not (place / _PAGE).is_file():
+                    raise
 
     def _compute(
         self, prefix: FrozenPrefix, folder: Path, parts: Mapping[str, Any], is_stopped: Callable[[], bool]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -17,8 +17,7 @@ from detector.faster_rcnn import FasterRCNN
 from detector.label_map import read_label_map
 from detector.model_config import ModelConfig, Precision
 from detector.resizer import Resizer
-
-Which = Literal["best", "last"]
+from detector.run_log import Which, find_checkpoint, is_run
 
 
 @dataclass(frozen=True)
@@ -119,46 +118,6 @@ def load_checkpoint(
     model = build_model(config, info.class_names)
     checkpoint.restore(path, model.variables_by_path)
     return model, build_resizer(config), info
-
-
-def find_checkpoint(path: str | Path, which: Which | None = None) -> Path:
-    """Return the checkpoint at `path`: itself, or a run's best one, or its last where none was scored.
-
-    Args:
-        path: a checkpoint's folder or a run's.
-        which: of a run, insist on the best or the last.
-
-    Raises:
-        FileNotFoundError: there is nothing at `path`.
-        CheckpointError: it is neither, or the run has no such checkpoint.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"there is nothing at {path}; expected a SavedModel, a checkpoint or a run's folder (weights of "
-            "another project become a checkpoint by tools/import_weights.py)"
-        )
-    if checkpoint.is_checkpoint(path):
-        return path
-    if not is_run(path):
-        raise CheckpointError(
-            f"{path} is no SavedModel, no checkpoint and no run's folder; "
-            "weights of another project become a checkpoint by tools/import_weights.py"
-        )
-    for name in [which] if which else ["best", "last"]:
-        found = path / "checkpoints" / name
-        if checkpoint.is_checkpoint(found):
-            return found.parent / found.resolve().name  # what `best` points at may change
-    remedy = "; try --checkpoint last" if which == "best" else "; the run was cut off before it saved one"
-    raise CheckpointError(f"the run {path} has no {which or 'last'} checkpoint{remedy}")
-
-
-def is_run(path: str | Path) -> bool:
-    """Whether `path` is a run's folder: a mere folder of checkpoints is none."""
-    path = Path(path)
-    return (path / "checkpoints").is_dir() and any(
-        (path / name).is_file() for name in ("config.yaml", "metrics.jsonl")
-    )
 
 
 def run_of(path: str | Path) -> Path | None:

@@ -13,7 +13,8 @@ from detector.digest import digest
 from detector.export import MANIFEST, is_saved_model
 from detector.freeze import FreezePlan
 from detector.freeze_proof import FreezeProof
-from detector.loading import Which, find_checkpoint, run_of
+from detector.loading import run_of
+from detector.run_log import Which, find_checkpoint
 
 
 @dataclass(frozen=True)

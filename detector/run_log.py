@@ -15,9 +15,14 @@ import subprocess
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tensorflow as tf
+
+from detector import checkpoint
+from detector.checkpoint import CheckpointError
+
+Which = Literal["best", "last"]
 
 _PACKAGES = ("tensorflow", "tf-keras", "tf-models-official", "albumentations", "pycocotools", "numpy")
 
@@ -119,9 +124,52 @@ class RunLog:
     def _write(self, name: str, text: str) -> Path:
         path = self.folder / name
         partial = path.with_name(f".{name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        try:
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
         return path
+
+
+def find_checkpoint(path: str | Path, which: Which | None = None) -> Path:
+    """Return the checkpoint at `path`: itself, or a run's best one, or its last where none was scored.
+
+    Args:
+        path: a checkpoint's folder or a run's.
+        which: of a run, insist on the best or the last.
+
+    Raises:
+        FileNotFoundError: there is nothing at `path`.
+        CheckpointError: it is neither, or the run has no such checkpoint.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there is nothing at {path}; expected a SavedModel, a checkpoint or a run's folder (weights of "
+            "another project become a checkpoint by tools/import_weights.py)"
+        )
+    if checkpoint.is_checkpoint(path):
+        return path
+    if not is_run(path):
+        raise CheckpointError(
+            f"{path} is no SavedModel, no checkpoint and no run's folder; "
+            "weights of another project become a checkpoint by tools/import_weights.py"
+        )
+    for name in [which] if which else ["best", "last"]:
+        found = path / "checkpoints" / name
+        if checkpoint.is_checkpoint(found):
+            return found.parent / found.resolve().name  # what `best` points at may change
+    remedy = "; try --checkpoint last" if which == "best" else "; the run was cut off before it saved one"
+    raise CheckpointError(f"the run {path} has no {which or 'last'} checkpoint{remedy}")
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether `path` is a run's folder: a mere folder of checkpoints is none."""
+    path = Path(path)
+    return (path / "checkpoints").is_dir() and any(
+        (path / name).is_file() for name in ("config.yaml", "metrics.jsonl")
+    )
 
 
 def environment() -> dict[str, Any]:

@@ -1,5 +1,7 @@
 import json
+from pathlib import Path
 
+import command_line
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -46,6 +48,30 @@ def test_a_killed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(tf.raw_ops, "MergeV2Checkpoints", killed)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(path, INFO, variables(9.0))
+    restored = variables(0.0)
+    checkpoint.restore(path, restored)
+    np.testing.assert_array_equal(restored["rpn/conv/bias"], [1.0])
+    assert [file.name for file in tmp_path.iterdir()] == ["last"]
+
+
+def test_a_full_disk_is_one_line_and_keeps_nothing_of_what_failed(tmp_path, monkeypatch, capsys):
+    path = checkpoint.save(tmp_path / "step-3", INFO, variables(1.0))
+
+    def full(**arguments):
+        data = Path(f"{arguments['prefix']}.data-00000-of-00001.tempstate464")
+        data.write_bytes(b"as far as it went")
+        # TensorFlow's own text.
+        operation = "{{function_node __wrapped__SaveV2_dtypes_2_device_/job:localhost/device:CPU:0}}"
+        message = f"{operation} {data}; No space left on device [Op:SaveV2]"
+        raise tf.errors.ResourceExhaustedError(None, None, message)
+
+    monkeypatch.setattr(tf.raw_ops, "SaveV2", full)
+    assert command_line.run(lambda: bool(checkpoint.save(path, INFO, variables(9.0)))) == 2
+    assert capsys.readouterr().err == (
+        f"error: the checkpoint of step 3 could not be written to {path}: No space left on device; make room "
+        "for it or name another place\n"
+    )
+    assert [file.name for file in tmp_path.iterdir()] == ["step-3"]
     restored = variables(0.0)
     checkpoint.restore(path, restored)
     np.testing.assert_array_equal(restored["rpn/conv/bias"], [1.0])

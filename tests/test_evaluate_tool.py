@@ -10,8 +10,8 @@ from detector.builder import build_model, build_resizer
 from detector.checkpoint import CheckpointInfo, save
 from detector.config import override
 from detector.export import export
-from detector.loading import find_checkpoint, load_detector, place_beside, run_of
-from detector.run_log import RunLog
+from detector.loading import load_detector, place_beside, run_of
+from detector.run_log import RunLog, find_checkpoint
 
 MODEL_CATEGORIES = [{"id": id, "name": name} for id, name in zip((7, 3, 90), CLASS_NAMES, strict=True)]
 # The data set has ids of its own, another order, and one class less.

@@ -1,5 +1,6 @@
 import json
 import subprocess
+from pathlib import Path
 
 import export as export_tool
 import numpy as np
@@ -258,6 +259,24 @@ def test_only_a_savedmodel_is_replaced(tmp_path, exported):
     export(model, resizer, tmp_path / "old", categories=CATEGORIES, manifest={"page": "new"})
     assert json.loads((tmp_path / "old" / MANIFEST).read_text()) == {"page": "new"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old", "precious"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_older_savedmodel(tmp_path, monkeypatch):
+    model, resizer, _ = make_model()
+    place = tmp_path / "saved_model"
+    place.mkdir()
+    (place / "saved_model.pb").write_bytes(b"an older one")
+
+    def full(module, folder, **options):
+        (Path(folder) / "variables").mkdir()
+        raise tf.errors.ResourceExhaustedError(None, None, f"{folder}/variables; No space left on device")
+
+    monkeypatch.setattr(tf.saved_model, "save", full)
+    message = f"the SavedModel could not be written to {place}: No space left on device; make room"
+    with pytest.raises(OSError, match=message):
+        export(model, resizer, place, categories=CATEGORIES, manifest={})
+    assert [path.name for path in tmp_path.iterdir()] == ["saved_model"]
+    assert (place / "saved_model.pb").read_bytes() == b"an older one"
 
 
 def test_a_frozen_variable_that_moved_is_not_exported(run):

@@ -1,6 +1,7 @@
 """Training from kept features is training: the same losses, and never from stale ones."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from detector.evaluate import Evaluator
 from detector.feature_cache import CacheStopped, ExampleViews, FeatureCache
 from detector.freeze import resolve, rows_of
 from detector.freeze_schedule import resolve_schedule
+from detector.owned_folder import owned_folder
 from detector.run_log import RunLog
 from detector.train import Interrupted, fit
 
@@ -282,6 +284,34 @@ def test_a_stopped_computation_leaves_nothing(tiny_model, cache_of, tmp_path):
     with pytest.raises(CacheStopped):
         cache_of().open(model, plan_of(model, HEADS), print, is_stopped=lambda: True)
     assert not folders(tmp_path)
+
+
+def test_what_a_killed_run_left_half_made_goes_and_what_a_living_one_makes_stays(
+    tiny_model, cache_of, tmp_path
+):
+    model, noted = tiny_model(), []
+    plan = plan_of(model, HEADS)
+    cache_of().open(model, plan, print)
+    (made,) = folders(tmp_path)
+    size = sum(path.stat().st_size for path in made.iterdir())
+    killed = tmp_path / "features" / ".partial-killed"
+    killed.mkdir()
+    (killed / "features.bin").write_bytes(bytes(2_000_000))
+    with owned_folder(tmp_path / "features", ".partial-") as living:
+        # Complete, and not yet at its place: the other's, also where room is needed.
+        shutil.copytree(made, living / "features")
+        cache_of("other", limit_bytes=size).open(model, plan, noted.append)
+        assert (living / "features" / "cache.json").is_file()
+        assert len(folders(tmp_path)) == 2 and made not in folders(tmp_path)
+    assert noted[0] == f"deleted 2.0 MB in {tmp_path / 'features'}, which killed runs left half made"
+    assert len(noted) == 2
+
+
+def test_a_cache_that_is_complete_holds_no_more_than_its_values(tiny_model, cache_of, tmp_path):
+    model = tiny_model()
+    cache_of().open(model, plan_of(model, HEADS), print)
+    (made,) = folders(tmp_path)
+    assert {path.suffix for path in made.iterdir()} == {".bin", ".npy", ".json"}
 
 
 def test_float16_takes_half_the_room(tiny_model, cache_of, tmp_path):

@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 import command_line
 import pytest
 import tensorflow as tf
@@ -7,7 +5,10 @@ from rich.console import Console
 
 from detector import hardware
 from detector.config import override
+from detector.freeze import resolve
+from detector.freeze_schedule import FreezeSchedule
 from detector.hardware import of_cpu, of_gpu, of_this_machine
+from detector.selectors import VariableRow
 
 CPUINFO = """processor\t: 0
 vendor_id\t: AuthenticAMD
@@ -75,7 +76,7 @@ def test_a_gpu_counts_before_the_cpu(monkeypatch):
 def test_the_plan_says_what_the_machine_has(monkeypatch, capsys):
     monkeypatch.setattr(command_line, "print_plan", lambda *arguments: None)
     monkeypatch.setattr(hardware, "of_this_machine", lambda: of_gpu((7, 0)))
-    schedule = SimpleNamespace(stages=[SimpleNamespace(plan=None)])
+    schedule = FreezeSchedule.of(resolve([VariableRow("rpn/conv/kernel", (1,), True)]))
     for precision, lines in (("bfloat16", 1), ("float32", 0)):
         config = override({}, [f"model.precision={precision}"], "test")
         command_line.print_schedule(Console(), config, None, schedule)

@@ -4,12 +4,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import CLASS_NAMES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import import_weights as tool
 
 from detector import checkpoint
+from detector.run_log import RunLog
 from detector.weights.object_detection_api import api_names
 
 
@@ -60,6 +62,17 @@ def test_other_classes_and_a_line_for_every_variable(source, capsys):
         {"id": i, "name": n} for i, n in enumerate(["(no class 1)", "cat", "(no class 3)", "dog"], start=1)
     ]
     assert bias in info.provenance["box_classifier"]["fresh"]
+
+
+def test_a_run_is_imported_with_the_ids_of_its_classes(tiny_model, tiny_config, tmp_path, capsys):
+    run = RunLog(tmp_path / "run")
+    run.write_text("config.yaml", "")
+    categories = [{"id": 7 + i, "name": name} for i, name in enumerate(CLASS_NAMES)]
+    info = checkpoint.CheckpointInfo(5, categories, tiny_config().model.model_dump(mode="json"))
+    run.point("last", checkpoint.save(run.checkpoint_path(5), info, tiny_model().variables_by_path))
+    assert tool.main([str(run.folder), "--output", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.startswith(f"{run.folder}/checkpoints/step-000005: checkpoint of this")
+    assert checkpoint.read_info(tmp_path / "out").categories == categories
 
 
 def test_the_model_is_read_off_the_file_where_no_configuration_is_given(

@@ -153,7 +153,10 @@ def quick(tmp_path_factory):
     read, build = data.shapes.read_shapes, cache(detector.builder.build_model)
     root, counts = tmp_path_factory.mktemp("shapes"), dict.fromkeys(data.shapes.IMAGE_COUNTS, 8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data.shapes.read_shapes", lambda _, domain, split: read(root, domain, split, counts))
+        patch.setattr(
+            "data.shapes.read_shapes",
+            lambda _, domain, split, class_names: read(root, domain, split, counts, class_names),
+        )
         # A run restores all of the detector, so that it does not matter which runs had it before; and what
         # moves the statistics is none of the builder's business.
         for module in ("experiment", "diagnose"):

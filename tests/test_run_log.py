@@ -1,7 +1,10 @@
+import errno
 import json
 import shutil
 from collections import defaultdict
+from pathlib import Path
 
+import pytest
 import tensorflow as tf
 
 from detector.run_log import RunLog, environment
@@ -17,6 +20,21 @@ def test_metrics_come_back_and_a_half_written_line_is_dropped(tmp_path):
     run.forget_after(1)
     run.metrics(2, {"loss": 0.2})
     assert [row["loss"] for row in run.read_metrics()] == [0.5, 0.2]
+
+
+def test_a_page_that_cannot_be_written_leaves_the_older_and_no_half_written_one(tmp_path, monkeypatch):
+    run = RunLog(tmp_path / "run")
+    run.write_text("plan.json", "old")
+
+    def full(path, text, **options):
+        path.write_bytes(b"as far as it went")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.write_text("plan.json", "new")
+    assert (run.folder / "plan.json").read_text() == "old"
+    assert not list(run.folder.glob(".*"))
 
 
 def board(run):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from data import shapes
+from data.dataset import LabelError
 from data.shapes import CLASS_NAMES, IMAGE_COUNTS, IMAGE_SIZE, draw_image, make_shapes, read_shapes
 
 FEW = {"source/train": 6, "target/train": 5, "target/val": 2}
@@ -68,6 +69,18 @@ def test_the_labels(tmp_path):
         read_shapes(tmp_path, "sorce", "train", FEW)
     labels = json.loads((make_shapes(tmp_path, FEW)["source/train"] / "annotations.json").read_text())
     assert set(labels) == {"images", "annotations", "categories"}
+
+
+def test_the_classes_come_in_the_order_asked_for(tmp_path):
+    usual = read_shapes(tmp_path, "source", "train", FEW)
+    reordered = read_shapes(tmp_path, "source", "train", FEW, class_names=CLASS_NAMES[::-1])
+    assert reordered.class_names == list(CLASS_NAMES[::-1])
+    for one, other in zip(usual.examples, reordered.examples, strict=True):
+        np.testing.assert_array_equal(other.classes, len(CLASS_NAMES) - 1 - one.classes)
+    with pytest.raises(LabelError, match="category 'star' is not in class_names"):
+        read_shapes(tmp_path, "source", "train", FEW, class_names=CLASS_NAMES[:3])
+    with pytest.raises(LabelError, match="has no class 'sqare' of class_names; nearest: 'square'"):
+        read_shapes(tmp_path, "source", "train", FEW, class_names=["sqare"])
 
 
 def test_the_documented_sizes():

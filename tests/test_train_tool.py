@@ -177,6 +177,7 @@ def test_a_run_that_was_cut_off_before_its_first_checkpoint_starts_again(short_r
         (["--set", "train.stesp=4"], "unknown key 'train.stesp'; nearest: 'train.steps'"),
         (["--set", "data.train={format: voc, root: nowhere}"], "nowhere"),
         (["--set", "data.train=null"], "set data.train"),
+        (["--set", "data.class_names=[circle, star, square]"], "category 'triangle' is not in class_names"),
         (["--set", "train.restore.path=nowhere"], "nowhere"),
         (["--resume", "nowhere"], "nowhere is no run's folder"),
     ],

@@ -1,3 +1,4 @@
+import itertools
 import re
 
 import numpy as np
@@ -8,6 +9,10 @@ from conftest import CLASS_NAMES, TINY
 from detector import checkpoint
 from detector.builder import build_model
 from detector.config import override
+from detector.experiment import prepare
+from detector.run_log import RunLog
+from detector.selectors import FreezeError
+from detector.train import fit
 from detector.weights.importing import import_weights, model_of
 from detector.weights.object_detection_api import api_names
 from detector.weights.source import WeightsError
@@ -233,6 +238,23 @@ def test_an_own_checkpoint_is_restored_whole(donor, model, tiny_config, tmp_path
     assert_same_values(model, donor)
 
 
+def test_a_run_stands_for_its_best_checkpoint_or_else_its_last(donor, model, tiny_config, tmp_path):
+    run = RunLog(tmp_path / "run")
+    run.write_text("config.yaml", "")
+    with pytest.raises(WeightsError, match="has no last checkpoint; the run was cut off before"):
+        import_weights(model, run.folder)
+    last = save_native(run.checkpoint_path(2), donor, tiny_config().model)
+    run.point("last", last)
+    assert import_weights(model, run.folder).source == str(last)
+    assert_same_values(model, donor)
+    # The best may be another one later on: what is noted is the checkpoint itself.
+    best = save_native(run.checkpoint_path(1), donor, tiny_config().model)
+    run.point("best", best)
+    report = import_weights(model, run.folder)
+    assert report.source == report.provenance()["rpn"]["checkpoint"] == str(best)
+    assert model_of(run.folder)[1] == list(CLASS_NAMES)
+
+
 def test_classes_are_matched_by_name(donor, tiny_model, tiny_config, tmp_path):
     path = save_native(tmp_path / "own", donor, tiny_config().model)  # circle, square, star
     model = tiny_model(class_names=["star", "moon", "circle"])
@@ -269,6 +291,45 @@ def test_what_was_fresh_and_never_trained_is_still_fresh(donor, model, tiny_conf
     assert set(import_weights(model, untrained).fresh) == set(PREDICTOR)
     trained = save_native(tmp_path / "b", donor, tiny_config().model, step=1, provenance=provenance)
     assert import_weights(model, trained).fresh == {}
+
+
+def test_what_no_step_of_a_run_moved_is_still_fresh(donor, model, tiny_config, tmp_path):
+    kernel, bias, *rest = PREDICTOR
+    provenance = {"box_classifier": {"fresh": PREDICTOR}, "rpn": {"fresh": []}}
+    still = {"rpn/conv/bias": "", kernel: "", bias: ""}  # the RPN's stood still at a restored value
+
+    def fresh_after(step, **training):
+        path = save_native(
+            tmp_path / "own", donor, tiny_config().model, step=step, provenance=provenance, training=training
+        )
+        report = import_weights(model, path)
+        assert_same_values(model, donor)  # fresh values are taken over, too
+        return set(report.fresh)
+
+    def proof(step, *paths):
+        return {"step": step, "variables": {path: {} for path in paths}}
+
+    assert fresh_after(5, frozen_digests=still, proofs=[]) == {kernel, bias}
+    # Two freeze stages: what either trained is trained.
+    assert fresh_after(5, frozen_digests=still, proofs=[proof(2, kernel, *rest)]) == {kernel}
+    # The second was stopped before its first step.
+    assert fresh_after(2, frozen_digests=still, proofs=[proof(2, kernel, *rest)]) == {kernel, *rest}
+    assert fresh_after(0, frozen_digests=still, proofs=[]) == set(PREDICTOR)
+
+
+def test_a_run_and_its_successor_say_alike_what_is_fresh(tiny_model, tiny_config, make_batch, tmp_path):
+    config = tiny_config("freeze.freeze=[box_classifier]", "freeze.allow_fresh=true")
+    first = prepare(config, CLASS_NAMES)
+    run = RunLog(tmp_path / "run")
+    batches = (make_batch(step) for step in itertools.count())
+    fit(first.model, first.schedule, batches, config, run=run, provenance=first.provenance)
+
+    restore = f"train.restore.path={run.last}"
+    with pytest.raises(FreezeError, match="would freeze 99 fresh variables"):
+        prepare(tiny_config("freeze.freeze=[box_classifier]", restore), CLASS_NAMES)
+    again = prepare(tiny_config("model.batch_norm=update", restore), CLASS_NAMES)
+    assert again.provenance["box_classifier"] == first.provenance["box_classifier"]
+    assert [len(part["fresh"]) for part in again.provenance.values()] == [0, 0, 99]
 
 
 def test_an_own_checkpoint_of_another_network_or_damaged_is_refused(donor, model, tiny_config, tmp_path):

@@ -214,7 +214,7 @@ def read_source(
             labels = {i: labels.get(i, f"(no class {i})") for i in range(1, num_classes + 1)} | labels
         names = read_label_names(source.label_map) if source.label_map else None
         return read_tfrecord(source.path, labels, class_names, names)
-    return read_shapes(source.root, source.domain, source.split)
+    return read_shapes(source.root, source.domain, source.split, class_names=class_names)
 
 
 def build_augmentation(config: "Config") -> "Augmentation | None":

@@ -66,7 +66,8 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     from detector.diagnose import diagnose, suggest
     from detector.diagnosis_report import diagnosis_table, save_picture, suggestion_lines
     from detector.export import is_saved_model
-    from detector.loading import find_checkpoint, is_run, place_beside, run_of
+    from detector.loading import place_beside, run_of
+    from detector.run_log import find_checkpoint, is_run
     from detector.weights.importing import import_weights
 
     if arguments.batches < 1:

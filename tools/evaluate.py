@@ -51,7 +51,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from detector.export import is_saved_model
-    from detector.loading import find_checkpoint, is_run, place_beside, run_of
+    from detector.loading import place_beside, run_of
+    from detector.run_log import find_checkpoint, is_run
     from detector.score_table import score_table
 
     source_model = foreign_checkpoint.as_own(arguments.model, arguments)

@@ -59,8 +59,9 @@ def _export(arguments: argparse.Namespace) -> int:
     from detector.export import export, export_settings, freeze_manifest, label_map_ids
     from detector.export_check import ExportCheckError, check_export
     from detector.hardware import of_this_machine
-    from detector.loading import find_checkpoint, load_checkpoint
+    from detector.loading import load_checkpoint
     from detector.model_config import ModelConfig
+    from detector.run_log import find_checkpoint
 
     if arguments.max_proposals is not None and arguments.max_proposals < 1:
         raise ValueError(f"--max-proposals takes a number from 1 on, got {arguments.max_proposals}")
@@ -156,7 +157,8 @@ def _score_change(checkpoint: Path, exported: Path, dataset: "DetectionDataset",
 
 
 def _default_output(model: Path, changes: dict[str, Any]) -> Path:
-    from detector.loading import is_run, place_beside
+    from detector.loading import place_beside
+    from detector.run_log import is_run
 
     proposals = f"-{changes['max_proposals']}-proposals" if "max_proposals" in changes else ""
     name = f"saved_model{'-' + changes['precision'] if 'precision' in changes else ''}{proposals}"

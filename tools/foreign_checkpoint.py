@@ -24,7 +24,7 @@ def as_own(model: Path, arguments: argparse.Namespace) -> Path:
     """
     from detector.checkpoint import is_checkpoint
     from detector.export import is_saved_model
-    from detector.loading import is_run
+    from detector.run_log import is_run
 
     holds_weights = model.is_file() or any(model.glob("*.index"))
     if (
@@ -73,8 +73,11 @@ def convert(
     """
     from detector import checkpoint
     from detector.builder import build_model
+    from detector.run_log import find_checkpoint, is_run
     from detector.weights.importing import import_weights
 
+    if is_run(source):
+        source = find_checkpoint(source)
     if output.exists() and not checkpoint.is_checkpoint(output):
         raise ValueError(f"{output} exists and is no checkpoint; name another folder with --output")
     settings, categories = _model(source, arguments, class_names, label_map)

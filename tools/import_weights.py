@@ -5,7 +5,7 @@ python tools/import_weights.py resnet50_weights_tf_dim_ordering_tf_kernels_notop
 
 SOURCE is a TensorFlow checkpoint's prefix (an Object Detection API detector of TF1 or TF2, a slim classifier,
 a Model Garden backbone), a .h5 file of tf_keras.applications (a ResNet, Inception v3, Inception-ResNet v2),
-or a checkpoint of this package.
+or a checkpoint or a run of this package.
 The model is that of the file, unless a configuration says otherwise.
 """
 

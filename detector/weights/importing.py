@@ -104,7 +104,7 @@ def import_weights(model: FasterRCNN, path: str | Path, kind: str | None = None)
     for name, value in values.items():
         variables[name].assign(value)
     return ImportReport(
-        str(path),
+        source.path,
         plan.format,
         {name: plan.origins[name].names[0] for name in shapes if name in values and name not in plan.fresh},
         {name: plan.fresh[name] for name in shapes if name in plan.fresh},

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from detector.checkpoint import CheckpointInfo
 from detector.faster_rcnn import FasterRCNN
 from detector.weights.architecture import Architecture, architecture_of, backbone_paths
 from detector.weights.plan import FEATURES_ONLY, Origin, Plan, left_by_pattern
@@ -50,13 +51,24 @@ def plan(model: FasterRCNN, source: Source, kind: str) -> Plan:
         for path in variables:
             if path.startswith(_PREDICTOR):
                 _match_classes(path, variables[path], model.class_names, source, origins, fresh)
-    if info.step == 0:
-        # An imported checkpoint that was never trained: what was fresh there still is.
-        untrained = {path for part in info.provenance.values() for path in part.get("fresh", ())}
-        fresh |= {
-            path: "fresh in the checkpoint too, and never trained" for path in untrained & origins.keys()
-        }
+    fresh |= {
+        path: "fresh in the checkpoint too, and never trained" for path in _untrained(info) & origins.keys()
+    }
     return Plan("checkpoint of this package", origins, fresh, left)
+
+
+def _untrained(info: CheckpointInfo) -> set[str]:
+    """Return the paths that still hold an initializer's value: fresh at the start, and moved by no step.
+
+    What the page does not say of a trained checkpoint counts as trained.
+    """
+    fresh = {path for part in info.provenance.values() for path in part.get("fresh", ())}
+    earlier = info.training.get("proofs", [])  # of the freeze stages that ended
+    stood_still = [proof["variables"].keys() for proof in earlier]
+    # A stage that was stopped before its first step moved nothing, whatever it trains.
+    if info.step > (earlier[-1]["step"] if earlier else 0):
+        stood_still.append(info.training.get("frozen_digests", {}).keys())
+    return fresh.intersection(*stood_still)
 
 
 def _match_classes(

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from detector import checkpoint
+from detector.run_log import find_checkpoint, is_run
 
 # What TensorFlow's checkpoint reader raises for damaged files; IndexError for those that are too short.
 _UNREADABLE = (tf.errors.OpError, ValueError, RuntimeError, IndexError)
@@ -41,13 +42,14 @@ class Source:
 def open_source(path: str | Path) -> Source:
     """Open a checkpoint of this package, a TensorFlow checkpoint or a Keras `.h5` file.
 
+    A run's folder stands for its best checkpoint, or its last where none was scored.
     A TensorFlow checkpoint is given as its prefix (`model.ckpt`), as one of its files (`model.ckpt.index`),
     or as the folder that holds it.
 
     Raises FileNotFoundError if nothing is there, WeightsError if it cannot be read.
     """
     path = Path(path)
-    if checkpoint.is_checkpoint(path):
+    if checkpoint.is_checkpoint(path) or is_run(path):
         return _open_native(path)
     if path.suffix in (".h5", ".hdf5"):
         return _open_h5(path)
@@ -56,6 +58,7 @@ def open_source(path: str | Path) -> Source:
 
 def _open_native(path: Path) -> Source:
     try:
+        path = find_checkpoint(path)
         info = checkpoint.read_info(path)
         values = checkpoint.read_values(path, info)
     except checkpoint.CheckpointError as error:

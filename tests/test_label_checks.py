@@ -1,0 +1,47 @@
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from data.dataset import LabelError
+from data.label_checks import encoded_size, image_size, image_sizes
+
+COLOURS = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8))
+
+
+def encoded(image, kind):
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("BMP", "RGB"), ("BMP", "RGBA"), ("BMP", "L"), ("GIF", "P"), ("GIF", "L")]
+    + [("PNG", mode) for mode in ("RGB", "RGBA", "L", "LA", "P", "1")],
+)
+def test_what_is_let_through_is_decoded_to_its_colours(kind, mode):
+    image = encoded(COLOURS.quantize(16) if mode == "P" else COLOURS.convert(mode), kind)
+    assert image_size(io.BytesIO(image)) == (5, 7)
+    found = tf.io.decode_image(image, channels=3, expand_animations=False).numpy()
+    np.testing.assert_array_equal(found, Image.open(io.BytesIO(image)).convert("RGB"))
+
+
+@pytest.mark.parametrize("image", [COLOURS.quantize(16), COLOURS.convert("1")], ids=["colours", "two"])
+def test_a_bmp_with_a_palette_is_refused(image, tmp_path):
+    path, message = tmp_path / "map.bmp", "a BMP with a palette, .* convert it to PNG or JPEG"
+    path.write_bytes(encoded(image, "BMP"))
+    with pytest.raises(ValueError, match=message):
+        image_size(io.BytesIO(path.read_bytes()))
+    with pytest.raises(LabelError, match=rf"entry 3: the image is unreadable: it is {message}$"):
+        encoded_size(path.read_bytes(), "entry 3")
+    with pytest.raises(
+        LabelError, match=rf"labels.json: 1 of 1 images are unreadable \(.*map.bmp: it is {message}"
+    ):
+        image_sizes([path], tmp_path / "labels.json")
+    if image.mode == "P":  # why: TensorFlow takes the palette's indices for gray
+        found = tf.io.decode_image(path.read_bytes(), channels=3).numpy()
+        np.testing.assert_array_equal(found[..., 0], np.asarray(Image.open(path)))
+        assert np.ptp(found, axis=-1).max() == 0
