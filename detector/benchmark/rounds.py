@@ -44,8 +44,8 @@ def measure(
 ) -> Measurement:
     """Run groups of workers one after the other, and each group's workers in turns.
 
-    A process keeps the luck of its memory's layout for as long as it lives: of the same code one may be a
-    twentieth slower than the next.  More rounds do not even that out; more `starts` do.
+    A process keeps the luck of its memory's layout for as long as it lives: of the same code one is a percent
+    or two slower than the next.  More rounds do not even that out; more `starts` do.
 
     Args:
         groups: workers' names.  A worker starts with the first group that it is in and ends with the last.
