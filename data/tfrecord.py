@@ -254,7 +254,7 @@ def _labels_of(
     record: _Record, ids: Mapping[str, int], places: Sequence[str], report: LabelReport
 ) -> list[int]:
     """Return the label of each object: its text's, or its number where it has no text that `ids` knows."""
-    if not any(record.texts):
+    if record.labels and not any(record.texts):
         return record.labels
     labels = []
     for row, (text, place) in enumerate(zip(record.texts, places, strict=True)):

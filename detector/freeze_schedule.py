@@ -313,4 +313,4 @@ def _start(entry: FreezeStageConfig, steps_per_epoch: float | None) -> int:
     assert entry.from_epoch is not None
     if steps_per_epoch is None:
         raise FreezeError("from_epoch needs to know the steps an epoch has; use from_step")
-    return round(entry.from_epoch * steps_per_epoch)
+    return max(round(entry.from_epoch * steps_per_epoch), 1)

@@ -130,11 +130,23 @@ def make_step(
     return step
 
 
-def check_settings(config: Config, schedule: FreezeSchedule) -> None:
+def check_settings(config: Config, schedule: FreezeSchedule, is_evaluated: bool) -> None:
     """Raise what `fit` would raise about the settings of a run, before anything is computed or written.
 
-    Raises ValueError naming the setting: a learning rate that cannot be, or a selector that matches nothing.
+    Args:
+        config: of the run.
+        schedule: of its freezes.
+        is_evaluated: whether there is something to evaluate on.
+
+    Raises:
+        ValueError: a learning rate cannot be, a selector matches nothing, or there is `patience` and nothing
+            that it could wait for; the message names the setting.
     """
+    if config.train.patience is not None and not (is_evaluated and config.train.evaluate_every):
+        raise ValueError(
+            f"train.patience {config.train.patience} counts evaluations during training, and there are none: "
+            "set train.evaluate_every and data.evaluate, or leave patience out"
+        )
     learning_rate_schedule(config.train.learning_rate, config.train.steps)
     lr_factors_of(config.train.lr_factors, schedule)
     select_each(config.train.recompute, schedule.stages[0].plan.rows, "train.recompute")
@@ -183,11 +195,6 @@ def fit(
             nothing, or there is `patience` and nothing that it could wait for.
     """
     settings = config.train
-    if settings.patience is not None and (evaluate is None or not settings.evaluate_every):
-        raise ValueError(
-            f"train.patience {settings.patience} counts evaluations during training, and there are none: "
-            "set train.evaluate_every and data.evaluate, or leave patience out"
-        )
     if cache is not None and not callable(batches):
         raise TypeError(
             "a run with a feature cache may need its batches from any step on: "
@@ -196,6 +203,7 @@ def fit(
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
     schedule = plan if isinstance(plan, FreezeSchedule) else FreezeSchedule.of(plan)
+    check_settings(config, schedule, is_evaluated=evaluate is not None)
     categories = categories or [{"id": i + 1, "name": name} for i, name in enumerate(model.class_names)]
     provenance = provenance or {}
     variables = model.variables_by_path

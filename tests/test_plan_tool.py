@@ -196,6 +196,7 @@ def test_a_learning_rate_factor_that_does_nothing_is_told(capsys):
     [
         ("train.steps=6", "warmup_steps 30 leave nothing of the cosine's 6 steps"),
         ("train.lr_factors={feature_extractr: 0.1}", "'feature_extractr' matches nothing; nearest:"),
+        ("train.patience=2", "train.patience 2 counts evaluations during training"),
         ("train.recompute=[nope]", "train.recompute selector 'nope' matches nothing"),
         ("data.augment=[{name: HorizontlFlip}]", "HorizontlFlip"),
     ],

@@ -57,7 +57,7 @@ def test_pictures_and_predictions_of_files_and_folders(model_and_path, images, c
     )
     written = capsys.readouterr()
 
-    assert f"{images / 'in'}: passed over 1 entries that do not end in .jpg" in written.err
+    assert f"{images / 'in'}: passed over 1 of 4 entries, which do not end in .jpg" in written.err
     assert code == 1  # one image is broken
     assert f"skipped {images / 'in' / 'broken.jpg'}" in written.err
     assert "1 of 4 images could not be read" in written.err

@@ -157,6 +157,7 @@ def test_boxes_outside_and_empty_are_dropped_and_other_sizes_said(tmp_path):
         (record([(10, 10, 30, 30)], [1], ["dog"]), {}, "normalised to 0 … 1, got 30; in pixels"),
         (record([BOX], [3]), {"label_map": {1: "dog"}}, r"object 1: unknown label 3; .*\[1\]"),
         (record([BOX], [3], ["cow"]), {"label_map": {1: "dog"}}, r"object 1: unknown label 3; .*\[1\]"),
+        (record([BOX], [], [""]), {"label_map": {1: "dog"}}, "unknown class ''"),
         (record([BOX], [], ["dgo"]), {"label_map": {1: "dog"}}, "unknown class 'dgo'; nearest: 'dog'"),
         (record([BOX], [2], ["cow"]), {"class_names": ["dog"]}, "class 'cow' is not in class_names"),
         (record([BOX], [1]), {}, "without label or without text; give a label map"),

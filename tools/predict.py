@@ -131,8 +131,8 @@ def find_images(inputs: Sequence[Path]) -> list[Path]:
                 raise FileNotFoundError(f"the folder {path} has no images ({', '.join(_SUFFIXES)})")
             if len(found) < len(entries):
                 print(
-                    f"{path}: passed over {len(entries) - len(found)} entries that do not end in "
-                    f"{', '.join(_SUFFIXES)}",
+                    f"{path}: passed over {len(entries) - len(found)} of {len(entries)} entries, "
+                    f"which do not end in {', '.join(_SUFFIXES)}",
                     file=sys.stderr,
                 )
         for file in found:

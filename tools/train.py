@@ -118,7 +118,7 @@ def _train(
         resolved = resolve_auto(config, train_set, console)
         experiment = prepare(resolved, train_set.class_names, images=len(train_set))
         model, schedule, provenance = experiment.model, experiment.schedule, experiment.provenance
-        check_settings(config, schedule)
+        check_settings(config, schedule, is_evaluated=evaluation_set is not None)
         folder = _new_folder(arguments.run, arguments.config or arguments.pipeline_config)
         locks.enter_context(run_lock(folder))
         _forget_a_start(folder)
