@@ -37,7 +37,8 @@ from detector.weights.architecture import architecture_of
 from detector.weights.object_detection_api import api_names
 
 VALUE_TOLERANCE = 1e-4
-GRADIENT_TOLERANCE = 1e-3
+# Rounding switches single rectifiers and max pools, and a gradient jumps there: see docs/fidelity.md.
+GRADIENT_TOLERANCE = 1e-2
 ROW_TOLERANCE = 1e-3
 ROWS_THAT_MAY_DIFFER = 0.01
 
