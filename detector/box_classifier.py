@@ -7,6 +7,7 @@ import tf_keras
 
 from detector import boxes, sampling
 from detector.component import Component
+from detector.feature_extractors.convolution import Conv
 from detector.rpn import Proposals, smooth_l1
 from detector.sampling import GroundTruth
 from detector.suppression import Suppressed, suppress_and_clip
@@ -63,10 +64,27 @@ class Predictor(tf_keras.layers.Layer):
 class BoxClassifier(Component):
     """`tower` (the feature extractor's last block, on each crop) and `predictor`."""
 
-    def __init__(self, tower: Component, predictor: Predictor):
+    def __init__(self, tower: Component, predictor: Predictor, winograd: bool = True):
+        """`winograd` is whether `detector.winograd` may compute the tower's convolutions."""
         super().__init__(name="box_classifier")
         self.tower = tower
         self.predictor = predictor
+        self.winograd = winograd
+
+    @property
+    def winograd(self) -> bool:
+        """Whether the tower's convolutions are computed by `detector.winograd` where that pays.
+
+        To be set before the first trace.
+        """
+        return self._winograd
+
+    @winograd.setter
+    def winograd(self, value: bool) -> None:
+        self._winograd = value
+        for layer in self.tower.submodules:
+            if isinstance(layer, Conv):
+                layer.winograd = value
 
     def build(self, input_shape: tf.TensorShape) -> None:
         """Make the variables for crops of `input_shape`, [K, h, w, depth]."""

@@ -55,7 +55,7 @@ def build_model(config: ModelConfig, class_names: Sequence[str], seed: int = 0) 
             share_box_across_classes=box_classifier.pop("share_box_across_classes"),
             dropout_rate=box_classifier.pop("dropout_rate"),
         )
-        second_stage = BoxClassifier(tower, predictor)
+        second_stage = BoxClassifier(tower, predictor, winograd=box_classifier.pop("winograd"))
     # Outside: the model takes pixels and does the arithmetic of boxes, both in float32.
     model = FasterRCNN(
         first_stage,

@@ -74,7 +74,10 @@ class RpnConfig(Section):
 
 
 class BoxClassifierConfig(Section):
-    """The second stage; `l2` weighs its predictor's kernels' L2 loss."""
+    """The second stage; `l2` weighs its predictor's kernels' L2 loss.
+
+    With `winograd`, the tower's 3x3 convolutions take fewer operations where that pays: on a CPU, in float32.
+    """
 
     crop_size: int = Field(14, ge=1)
     pool_size: int = Field(2, ge=1)
@@ -86,6 +89,7 @@ class BoxClassifierConfig(Section):
     box_loss_weight: float = Field(2.0, ge=0)
     class_loss_weight: float = Field(1.0, ge=0)
     l2: float = Field(0.0, ge=0)
+    winograd: bool = True
     nms_score_threshold: float = Field(0.0, ge=0, lt=1)
     nms_iou_threshold: float = Field(0.6, gt=0, le=1)
     max_detections_per_class: int = Field(100, ge=1)

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 import tensorflow as tf
 import tf_keras
 
+from detector import winograd
 from detector.batch_norm import BatchNorm, moving_averages_held
 from detector.component import Component
 
@@ -52,6 +53,8 @@ class Conv(tf_keras.layers.Conv2D):
             kernel_initializer=kernel_initializer,
         )
         self.relu = relu
+        # For layers that run on many maps at a time.
+        self.winograd = False
         self.fixed_padding = padding == "fixed"
         self.BatchNorm = BatchNorm(**batch_norm)
 
@@ -60,22 +63,25 @@ class Conv(tf_keras.layers.Conv2D):
         super().build(input_shape)
         self.BatchNorm.build(self.compute_output_shape(input_shape))
 
-    def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-        """Convolve `inputs` with `kernel` under the layer's padding."""
-        if not self.fixed_padding:
-            return super().convolution_op(inputs, kernel)
-        # Not as `padding=` of conv2d: with it the kernel gradient takes twice as long on a CPU.
-        sides = [[(size - 1) // 2, size // 2] for size in self.kernel_size]
-        padded = tf.pad(inputs, [[0, 0], *sides, [0, 0]])
-        return tf.nn.conv2d(padded, kernel, self.strides, "VALID")
-
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Map `inputs` [B, H, W, channels] to [B, ceil(H / strides), ceil(W / strides), filters].
 
         Without padding, H and W are less by the kernel's size less 1 before they are divided.
         """
-        outputs = self.BatchNorm(super().call(inputs), training=training)
+        outputs = self.BatchNorm(self._convolve(inputs, training), training=training)
         return tf.nn.relu(outputs) if self.relu else outputs
+
+    def _convolve(self, inputs: tf.Tensor, training: bool) -> tf.Tensor:
+        """Convolve under the layer's padding."""
+        pads_alike = self.padding == "same" and self.strides == (1, 1)
+        if self.winograd and pads_alike and winograd.pays(inputs, self.kernel.shape):
+            return winograd.convolve(inputs, self.kernel, is_trained=training and self.trainable)
+        if not self.fixed_padding:
+            return self.convolution_op(inputs, self.kernel)
+        # Not as `padding=` of conv2d: with it the kernel gradient takes twice as long on a CPU.
+        sides = [[(size - 1) // 2, size // 2] for size in self.kernel_size]
+        padded = tf.pad(inputs, [[0, 0], *sides, [0, 0]])
+        return tf.nn.conv2d(padded, self.kernel, self.strides, "VALID")
 
 
 class SeparableConv(tf_keras.layers.SeparableConv2D):

@@ -1,0 +1,208 @@
+"""3x3 convolutions of small maps with a third of the multiplications, on a CPU.
+
+Winograd's minimal filtering, as Lavin and Gray apply it to convolutional networks ("Fast Algorithms for
+Convolutional Neural Networks", arXiv:1509.09308).  A map is cut into tiles of up to 4x4 outputs.  A tile's
+inputs and the kernel are taken as polynomials and evaluated at the same points, where a convolution is a
+product: 6 x 6 of them make 16 outputs, of which the direct way makes each of 9.  The products of all tiles at
+one pair of points, over all channels, are one matrix product.
+
+What is left to pay are the transforms: matrix products with small constant matrices.  The kernel's does not
+depend on the number of maps.  So it pays for many small maps with many channels: in the box classifier's
+tower, which runs on tens to hundreds of crops of a few cells a side.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+_TAPS = 3
+_TILE = 4
+# Where the polynomials are evaluated, and infinity.  Of the sets of small binary fractions that were tried,
+# these lose the fewest digits: half the rounding error of the usual 0, 1, -1, 2, -2, and seven times that of
+# the direct way.  A tile of fewer outputs takes the first of them.
+_POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
+# Transforms are dense matrices over a map's cells, whose number grows with the square of the cells.
+_LARGEST_SIDE = 8
+# Below, the transforms of maps cost what the products save.
+_FEWEST_CHANNELS = 64
+# Below, the kernel's transform does: where the gradients need it, too, and for the outputs alone.
+_FEWEST_TILES = 64
+_FEWEST_TILES_FOR_OUTPUTS = 128
+
+
+def pays(inputs: tf.Tensor, kernel_shape: Sequence[int]) -> bool:
+    """Whether `convolve` is quicker than TensorFlow for maps like `inputs` [B, H, W, channels].
+
+    Only in float32 and on a CPU: the transforms need the digits, and GPUs' libraries choose for themselves.
+    """
+    _, height, width, _ = inputs.shape
+    return (
+        tuple(kernel_shape[:2]) == (_TAPS, _TAPS)
+        and min(kernel_shape[2:]) >= _FEWEST_CHANNELS
+        and height is not None
+        and width is not None
+        and max(height, width) <= _LARGEST_SIDE
+        and _tiles(inputs) >= _FEWEST_TILES
+        and inputs.dtype == tf.float32
+        and not tf.config.list_logical_devices("GPU")
+    )
+
+
+def convolve(inputs: tf.Tensor, kernel: tf.Tensor, is_trained: bool = True) -> tf.Tensor:
+    """Convolve with stride 1 and padding "SAME": `tf.nn.conv2d` up to rounding, and so are the gradients.
+
+    Args:
+        inputs: float32 [B, H, W, channels], H and W static and small.
+        kernel: float32 [3, 3, channels, filters].
+        is_trained: whether the kernel is.  Of one that is not, the outputs of few maps are left to
+            TensorFlow, which fuses them with what follows.
+
+    Returns:
+        float32 [B, H, W, filters].
+    """
+    transforms = _transforms(*inputs.shape[1:3])
+    only_gradients = not is_trained and _tiles(inputs) < _FEWEST_TILES_FOR_OUTPUTS
+
+    def values_at_points(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        return transforms.of_maps(transforms.inputs, inputs), transforms.of_kernel(kernel)
+
+    @tf.custom_gradient
+    def convolution(inputs: tf.Tensor, kernel: tf.Tensor):
+        values = None if only_gradients else values_at_points(inputs, kernel)
+
+        def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            of_inputs, of_kernel = values or values_at_points(inputs, kernel)
+            of_products = transforms.of_maps(transforms.outputs.T, upstream)
+            towards_inputs = [
+                tf.matmul(a, b, transpose_b=True) for a, b in zip(of_products, of_kernel, strict=True)
+            ]
+            towards_kernel = [
+                tf.matmul(a, b, transpose_a=True) for a, b in zip(of_inputs, of_products, strict=True)
+            ]
+            return (
+                transforms.to_maps(transforms.inputs.T, towards_inputs, inputs.shape),
+                transforms.to_kernel(towards_kernel, kernel.shape),
+            )
+
+        if values is None:
+            return tf.nn.conv2d(inputs, kernel, 1, "SAME"), gradients
+        products = [tf.matmul(a, b) for a, b in zip(*values, strict=True)]
+        outputs_shape = [*inputs.shape[:3], kernel.shape[-1]]
+        return transforms.to_maps(transforms.outputs, products, outputs_shape), gradients
+
+    return convolution(inputs, tf.convert_to_tensor(kernel))
+
+
+def _tiles(maps: tf.Tensor) -> float:
+    """Return how many tiles the maps are cut into; of an unknown number of maps, infinitely many."""
+    count, height, width, _ = maps.shape
+    return np.inf if count is None else count * -(-height // _TILE) * -(-width // _TILE)
+
+
+@dataclass(frozen=True)
+class _Transforms:
+    """The constant matrices for maps of one size.
+
+    A row of `inputs` [rows, H * W], and a column of `outputs` [H * W, rows], is one tile at one pair of
+    points.  They are in the order of the pairs, and `sizes` says how many tiles each pair has: a tile that is
+    cut short has fewer points.  `kernel` [pairs, 9] has a row for each pair.
+    """
+
+    inputs: np.ndarray
+    kernel: np.ndarray
+    outputs: np.ndarray
+    sizes: tuple[int, ...]
+
+    def of_kernel(self, kernel: tf.Tensor) -> list[tf.Tensor]:
+        """Return [channels, filters] for each pair of points."""
+        taps = tf.reshape(kernel, [_TAPS * _TAPS, -1])
+        return tf.unstack(tf.reshape(tf.matmul(self.kernel, taps), [-1, *kernel.shape[2:]]))
+
+    def to_kernel(self, matrices: list[tf.Tensor], shape: Sequence[int]) -> tf.Tensor:
+        """Return a kernel of `shape` from [channels, filters] for each pair: the transpose of `of_kernel`."""
+        return tf.reshape(
+            tf.matmul(self.kernel.T, tf.reshape(tf.stack(matrices), [len(matrices), -1])), shape
+        )
+
+    def of_maps(self, matrix: np.ndarray, maps: tf.Tensor) -> list[tf.Tensor]:
+        """Return [tiles * B, channels] for each pair of points, from `matrix` [rows, H * W] and the maps."""
+        cells = tf.reshape(tf.transpose(maps, [1, 2, 0, 3]), [matrix.shape[1], -1])
+        rows = tf.matmul(matrix, cells)
+        matrices, start = [], 0
+        for tiles in sorted(set(self.sizes), reverse=True):  # pairs of as many tiles are side by side
+            pairs = self.sizes.count(tiles)
+            of_pairs = rows[start : start + tiles * pairs]
+            matrices += tf.unstack(tf.reshape(of_pairs, [pairs, -1, maps.shape[-1]]), num=pairs)
+            start += tiles * pairs
+        return matrices
+
+    def to_maps(
+        self, matrix: np.ndarray, matrices: list[tf.Tensor], shape: Sequence[int | None]
+    ) -> tf.Tensor:
+        """Return maps of `shape` [B, H, W, channels]: the transpose of `of_maps` of the transposed matrix."""
+        count, height, width, channels = shape
+        rows = tf.reshape(tf.concat(matrices, axis=0), [matrix.shape[1], -1])
+        cells = tf.reshape(tf.matmul(matrix, rows), [height, width, -1 if count is None else count, channels])
+        return tf.transpose(cells, [2, 0, 1, 3])
+
+
+@functools.cache
+def _transforms(height: int, width: int) -> _Transforms:
+    rows, columns = _along_axis(height), _along_axis(width)
+    pairs = [(row, column) for row in rows for column in columns]
+    # Pairs of as many tiles next to each other, so that few operations part them.
+    pairs.sort(key=lambda pair: -len(rows[pair[0]]) * len(columns[pair[1]]))
+    tiles = [
+        (row_tile, column_tile)
+        for row, column in pairs
+        for row_tile in rows[row]
+        for column_tile in columns[column]
+    ]
+    return _Transforms(
+        inputs=_float32([np.kron(row.inputs, column.inputs) for row, column in tiles]),
+        kernel=_float32([np.kron(_powers(row, _TAPS), _powers(column, _TAPS)) for row, column in pairs]),
+        outputs=_float32([np.kron(row.outputs, column.outputs) for row, column in tiles]).T,
+        sizes=tuple(len(rows[row]) * len(columns[column]) for row, column in pairs),
+    )
+
+
+@dataclass(frozen=True)
+class _TileAtPoint:
+    """What a cell of the axis weighs in a tile's value at a point, and what the product there adds to it."""
+
+    inputs: np.ndarray
+    outputs: np.ndarray
+
+
+def _along_axis(side: int) -> dict[float, list[_TileAtPoint]]:
+    """Return, for every point, the tiles of an axis of `side` cells that are evaluated there."""
+    found: dict[float, list[_TileAtPoint]] = {}
+    for start in range(0, side, _TILE):
+        size = min(_TILE, side - start)
+        points = [*_POINTS[: size + _TAPS - 2], np.inf]
+        # The transposed Toom-Cook algorithm: evaluation of what is multiplied, and the transposed inverse
+        # of the evaluation of the product.
+        inverse = np.linalg.inv([_powers(point, size + _TAPS - 1) for point in points]).T
+        for point, weights in zip(points, inverse, strict=True):
+            inputs, outputs = np.zeros(side), np.zeros(side)
+            for offset, weight in enumerate(weights):
+                cell = start + offset - _TAPS // 2
+                if 0 <= cell < side:  # beyond is padding, which is zero
+                    inputs[cell] = weight
+            outputs[start : start + size] = _powers(point, size)
+            found.setdefault(point, []).append(_TileAtPoint(inputs, outputs))
+    return found
+
+
+def _powers(point: float, count: int) -> np.ndarray:
+    """Return what the coefficients of a polynomial of `count` weigh in its value at `point`."""
+    if np.isinf(point):
+        return np.eye(count)[-1]
+    return np.power(point, np.arange(count))
+
+
+def _float32(rows: list[np.ndarray]) -> np.ndarray:
+    return np.array(rows, np.float32)
