@@ -43,6 +43,27 @@ def result(slow=1.0, memory=3000, flops=2e9):
     return summarize("small", "python tools/benchmark.py", jobs, measured, MACHINE, 2)
 
 
+def test_every_start_multiplies_matrices_of_its_own_size():
+    jobs = [
+        Job("float32 peak", "peak", (), {"precision": "float32"}, Turn(1)),
+        Job("full", "train", (), SHAPE, Turn(1)),
+    ]
+    ready = Readiness(1.0, 2.0, 4.0, 1)
+    measured = Measurement(
+        {job.name: [ready, ready, ready] for job in jobs},
+        {
+            "float32 peak": [Farewell(100, 2 * side**3) for side in (2000, 1000, 1000)],
+            "full": [Farewell(4000, 2e9)] * 3,
+        },
+        [{"float32 peak": [seconds], "full": [0.1]} for seconds in (0.16, 0.16, 0.02, 0.02, 0.02, 0.02)],
+    )
+    found = summarize("starts", "python tools/benchmark.py", jobs, measured, MACHINE, 2, starts=3)
+    (peak,) = found.peaks
+    assert (peak.side, peak.gflops.q1, peak.gflops.q3) == (1000, pytest.approx(100), pytest.approx(100))
+    (full,) = found.workloads
+    assert full.peak_part.q1 == full.peak_part.q3 == pytest.approx(0.2)
+
+
 def test_a_spread_is_median_and_quartiles():
     spread = Spread.of([5.0, 1.0, 2.0, 4.0, 3.0])
     assert (spread.median, spread.q1, spread.q3, spread.count) == (3.0, 2.0, 4.0, 5)

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from detector.benchmark.jobs import Job
+from detector.benchmark.process import Farewell
 from detector.benchmark.rounds import Measurement, Round
 from detector.benchmark.spec import PEAKS
 from detector.config_section import Section
@@ -39,7 +40,10 @@ class Spread(Section):
 
 
 class Peak(Section):
-    """The machine's matrix product in one precision, in the rounds of the same call."""
+    """The machine's matrix product in one precision, in the rounds of the same call.
+
+    `side` is the matrices'; where starts chose differently, that of most of them.
+    """
 
     precision: str
     side: int
@@ -142,7 +146,8 @@ def summarize(
 ) -> BenchmarkResult:
     """Return what the rounds say."""
     peaks = [_peak(job, measured) for job in jobs if job.kind == "peak"]
-    flops_at_peak = next((_flops(job.name, measured) for job in jobs if job.name == PEAKS["float32"]), None)
+    peak = next((job.name for job in jobs if job.name == PEAKS["float32"]), None)
+    peak_rates = None if peak is None else _product_rates(peak, measured)
     workloads = [job for job in jobs if job.kind != "peak"]
     return BenchmarkResult(
         name=name,
@@ -151,7 +156,7 @@ def summarize(
         rounds=rounds,
         starts=starts,
         peaks=tuple(peaks),
-        workloads=tuple(_workload(job, measured, flops_at_peak) for job in workloads),
+        workloads=tuple(_workload(job, measured, peak_rates) for job in workloads),
         ratios=tuple(_ratio(job.name, other, measured) for job in workloads for other in job.references),
         samples=tuple({name: tuple(seconds) for name, seconds in r.items()} for r in measured.rounds),
     )
@@ -167,23 +172,44 @@ def ratios_by_round(rounds: Sequence[Round], name: str, reference: str) -> list[
 
 
 def _peak(job: Job, measured: Measurement) -> Peak:
-    flops = _flops(job.name, measured)
-    assert flops is not None, "a matrix product counts its operations"
-    return Peak(
-        precision=job.spec["precision"],
-        side=round((flops / 2) ** (1 / 3)),
-        gflops=Spread.of([flops / 1e9 / statistics.median(s) for s in _rounds_of(job.name, measured)]),
-    )
+    rates = [rate / 1e9 for rate in _product_rates(job.name, measured) if rate is not None]
+    flops = statistics.mode(_product_flops(farewell) for farewell in measured.farewells[job.name])
+    return Peak(precision=job.spec["precision"], side=round((flops / 2) ** (1 / 3)), gflops=Spread.of(rates))
 
 
-def _workload(job: Job, measured: Measurement, flops_at_peak: float | None) -> WorkloadResult:
+def _product_rates(name: str, measured: Measurement) -> list[float | None]:
+    """Return the operations a second of a matrix product, round by round; None where it had no turn.
+
+    Every start's worker chooses the size of its own matrices.
+    """
+    farewells = measured.farewells[name]
+    rounds_of_a_start = len(measured.rounds) // len(farewells)
+    return [
+        _product_flops(farewells[number // rounds_of_a_start]) / statistics.median(seconds[name])
+        if name in seconds
+        else None
+        for number, seconds in enumerate(measured.rounds)
+    ]
+
+
+def _product_flops(farewell: Farewell) -> float:
+    assert farewell.flops is not None, "a matrix product counts its operations"
+    return farewell.flops
+
+
+def _workload(job: Job, measured: Measurement, peak_rates: Sequence[float | None] | None) -> WorkloadResult:
     images = measured.readiness[job.name][0].images
     seconds = Spread.of([value for s in _rounds_of(job.name, measured) for value in s])
     flops = _flops(job.name, measured) if job.gflop is None else 1e9 * job.gflop * images
     part = None
-    if flops is not None and flops_at_peak is not None:
-        slowdown = ratios_by_round(measured.rounds, job.name, PEAKS["float32"])
-        part = Spread.of([flops / flops_at_peak / times for times in slowdown])
+    if flops is not None and peak_rates is not None:
+        part = Spread.of(
+            [
+                flops / statistics.median(seconds_by_job[job.name]) / rate
+                for seconds_by_job, rate in zip(measured.rounds, peak_rates, strict=True)
+                if job.name in seconds_by_job and rate is not None
+            ]
+        )
     return WorkloadResult(
         name=job.name,
         kind=job.kind,
@@ -220,7 +246,7 @@ def _ratio(name: str, reference: str, measured: Measurement) -> Ratio:
 
 
 def _flops(name: str, measured: Measurement) -> float | None:
-    return measured.farewells[name][0].flops  # the same each time
+    return measured.farewells[name][0].flops  # a workload's are the same each time
 
 
 def _memory(name: str, measured: Measurement) -> int | None:
