@@ -31,8 +31,15 @@ def stage_costs(model: FasterRCNN, canvas_hw: tuple[int, int]) -> list[StageCost
     a training step, and its convolutions by their definition, as is usual, even where `detector.winograd`
     takes fewer operations.  What has no variables (NMS, cropping, losses) is not counted.
     """
-    costs = []
     winograd, model.box_classifier.winograd = model.box_classifier.winograd, False
+    try:
+        return _count(model, canvas_hw)
+    finally:
+        model.box_classifier.winograd = winograd
+
+
+def _count(model: FasterRCNN, canvas_hw: tuple[int, int]) -> list[StageCost]:
+    costs = []
 
     def add(
         path: str, stage: tf_keras.layers.Layer, shape: list[int], gradient_part: float = 1.0
@@ -55,7 +62,6 @@ def stage_costs(model: FasterRCNN, canvas_hw: tuple[int, int]) -> list[StageCost
     for name, stage in model.box_classifier.tower.stages.items():
         shape = add(f"box_classifier/tower/{name}", stage, shape)
     add("box_classifier/predictor", model.box_classifier.predictor, shape)
-    model.box_classifier.winograd = winograd
     return costs
 
 
