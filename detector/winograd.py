@@ -29,11 +29,11 @@ _LARGEST_SIDE = 8
 # Below, the transforms of maps cost what the products save.
 _FEWEST_CHANNELS = 64
 # Below, the kernel's transform does: where the gradients need it, too, and for the outputs alone.
-_FEWEST_TILES = 64
-_FEWEST_TILES_FOR_OUTPUTS = 128
+_FEWEST_TILES_IN_TRAINING = 64
+_FEWEST_TILES = 128
 
 
-def pays(inputs: tf.Tensor, kernel_shape: Sequence[int]) -> bool:
+def pays(inputs: tf.Tensor, kernel_shape: Sequence[int], training: bool = False) -> bool:
     """Whether `convolve` is quicker than TensorFlow for maps like `inputs` [B, H, W, channels].
 
     Only in float32 and on a CPU: the transforms need the digits, and GPUs' libraries choose for themselves.
@@ -45,36 +45,35 @@ def pays(inputs: tf.Tensor, kernel_shape: Sequence[int]) -> bool:
         and height is not None
         and width is not None
         and max(height, width) <= _LARGEST_SIDE
-        and _tiles(inputs) >= _FEWEST_TILES
+        and _tiles(inputs) >= (_FEWEST_TILES_IN_TRAINING if training else _FEWEST_TILES)
         and inputs.dtype == tf.float32
         and not tf.config.list_logical_devices("GPU")
     )
 
 
-def convolve(inputs: tf.Tensor, kernel: tf.Tensor, is_trained: bool = True) -> tf.Tensor:
+def convolve(inputs: tf.Tensor, kernel: tf.Tensor | tf.Variable, keeps_transform: bool = False) -> tf.Tensor:
     """Convolve with stride 1 and padding "SAME": `tf.nn.conv2d` up to rounding, and so are the gradients.
 
     Args:
         inputs: float32 [B, H, W, channels], H and W static and small.
         kernel: float32 [3, 3, channels, filters].
-        is_trained: whether the kernel is.  Of one that is not, the outputs of few maps are left to
-            TensorFlow, which fuses them with what follows.
+        keeps_transform: for a variable that is not expected to change: what it is now is transformed when a
+            `tf.function` is traced, for all its runs.  Of a run that finds it changed only the time suffers.
 
     Returns:
         float32 [B, H, W, filters].
     """
     transforms = _transforms(*inputs.shape[1:3])
-    only_gradients = not is_trained and _tiles(inputs) < _FEWEST_TILES_FOR_OUTPUTS
-
-    def values_at_points(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-        return transforms.of_maps(transforms.inputs, inputs), transforms.of_kernel(kernel)
+    kept = _Kept.of(transforms, kernel) if keeps_transform and not tf.executing_eagerly() else None
 
     @tf.custom_gradient
     def convolution(inputs: tf.Tensor, kernel: tf.Tensor):
-        values = None if only_gradients else values_at_points(inputs, kernel)
+        of_inputs = transforms.of_maps(transforms.inputs, inputs)
+        # After the inputs: a kernel is there from the start, and would be transformed long before its turn.
+        with tf.control_dependencies([inputs]):
+            of_kernel = tf.unstack(kept.of_kernel(kernel) if kept else transforms.of_kernel(kernel))
 
         def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            of_inputs, of_kernel = values or values_at_points(inputs, kernel)
             of_products = transforms.of_maps(transforms.outputs.T, upstream)
             towards_inputs = [
                 tf.matmul(a, b, transpose_b=True) for a, b in zip(of_products, of_kernel, strict=True)
@@ -87,9 +86,7 @@ def convolve(inputs: tf.Tensor, kernel: tf.Tensor, is_trained: bool = True) -> t
                 transforms.to_kernel(towards_kernel, kernel.shape),
             )
 
-        if values is None:
-            return tf.nn.conv2d(inputs, kernel, 1, "SAME"), gradients
-        products = [tf.matmul(a, b) for a, b in zip(*values, strict=True)]
+        products = [tf.matmul(a, b) for a, b in zip(of_inputs, of_kernel, strict=True)]
         outputs_shape = [*inputs.shape[:3], kernel.shape[-1]]
         return transforms.to_maps(transforms.outputs, products, outputs_shape), gradients
 
@@ -116,10 +113,10 @@ class _Transforms:
     outputs: np.ndarray
     sizes: tuple[int, ...]
 
-    def of_kernel(self, kernel: tf.Tensor) -> list[tf.Tensor]:
-        """Return [channels, filters] for each pair of points."""
+    def of_kernel(self, kernel: tf.Tensor) -> tf.Tensor:
+        """Return [pairs, channels, filters]."""
         taps = tf.reshape(kernel, [_TAPS * _TAPS, -1])
-        return tf.unstack(tf.reshape(tf.matmul(self.kernel, taps), [-1, *kernel.shape[2:]]))
+        return tf.reshape(tf.matmul(self.kernel, taps), [len(self.kernel), *kernel.shape[2:]])
 
     def to_kernel(self, matrices: list[tf.Tensor], shape: Sequence[int]) -> tf.Tensor:
         """Return a kernel of `shape` from [channels, filters] for each pair: the transpose of `of_kernel`."""
@@ -147,6 +144,29 @@ class _Transforms:
         rows = tf.reshape(tf.concat(matrices, axis=0), [matrix.shape[1], -1])
         cells = tf.reshape(tf.matmul(matrix, rows), [height, width, -1 if count is None else count, channels])
         return tf.transpose(cells, [2, 0, 1, 3])
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A kernel as it was when a function was traced, and its transform."""
+
+    transforms: _Transforms
+    kernel: tf.Tensor
+    transformed: tf.Tensor
+
+    @classmethod
+    def of(cls, transforms: _Transforms, variable: tf.Variable) -> "_Kept":
+        with tf.init_scope():  # before and outside of the function's runs
+            kernel = tf.identity(variable)
+            return cls(transforms, kernel, transforms.of_kernel(kernel))
+
+    def of_kernel(self, kernel: tf.Tensor) -> tf.Tensor:
+        """Return [pairs, channels, filters] of the kernel as it is now."""
+        return tf.cond(
+            tf.reduce_all(kernel == self.kernel),
+            lambda: self.transformed,
+            lambda: self.transforms.of_kernel(kernel),
+        )
 
 
 @functools.cache

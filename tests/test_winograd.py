@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -63,19 +65,50 @@ def test_the_number_of_maps_may_be_unknown_to_the_graph():
     assert anything(inputs[:0])[0].shape == (0, 7, 7, 64)
 
 
-def test_the_outputs_of_few_maps_are_tensorflows_where_the_kernel_does_not_train():
-    inputs, kernel = example((127, 4, 4, 64))
-    found = outputs_and_gradients(lambda *both: winograd.convolve(*both, is_trained=False), inputs, kernel)
-    expected = outputs_and_gradients(directly, inputs, kernel)
-    np.testing.assert_array_equal(found[0], expected[0])
-    assert_equal_up_to_rounding(found, expected)
-    more, kernel = example((128, 4, 4, 64))
-    assert "Conv2D" not in operations(lambda *both: winograd.convolve(*both, is_trained=False), more, kernel)
+def test_a_kept_transform_serves_until_the_kernel_changes(monkeypatch):
+    inputs, initial = example()
+    kernel, changed = tf.Variable(initial), initial[::-1]
+    traced = winograd._Kept.of
+    monkeypatch.setattr(  # so that what was kept can be told
+        winograd._Kept, "of", lambda *of: replace(kept := traced(*of), transformed=2 * kept.transformed)
+    )
+    run = tf.function(
+        lambda inputs: outputs_and_gradients(
+            lambda inputs, kernel: winograd.convolve(inputs, kernel, keeps_transform=True), inputs, kernel
+        )
+    )
+    outputs, of_inputs, of_kernel = outputs_and_gradients(directly, inputs, initial)
+    assert_equal_up_to_rounding(run(inputs), (2 * outputs, 2 * of_inputs, of_kernel))
+    kernel.assign(changed)
+    assert_equal_up_to_rounding(run(inputs), outputs_and_gradients(directly, inputs, changed))
+    kernel.assign(initial)
+    assert_equal_up_to_rounding(run(inputs)[:1], (2 * outputs,))
+
+
+def test_nothing_is_kept_outside_of_a_graph(monkeypatch):
+    monkeypatch.setattr(winograd._Kept, "of", None)
+    inputs, kernel = example()
+    kernel = tf.Variable(kernel)
+    outputs = winograd.convolve(inputs, kernel, keeps_transform=True)
+    np.testing.assert_array_equal(outputs, winograd.convolve(inputs, kernel))
 
 
 def test_no_gradient_is_a_convolution():
     names = operations(lambda *both: outputs_and_gradients(winograd.convolve, *both), *example())
     assert not [name for name in names if name.startswith("Conv2D")]
+
+
+def test_a_kernel_is_transformed_when_its_inputs_are_there():
+    # Were it before, the transforms of all layers would lie in memory together.
+    inputs, kernel = example((2, 4, 4, 96))
+    traced = tf.function(winograd.convolve).get_concrete_function(inputs, kernel)
+    [transform] = [
+        operation
+        for operation in traced.graph.get_operations()
+        if operation.type == "MatMul" and operation.outputs[0].shape == (36, 96 * 64)
+    ]
+    waited_for = {waited for value in transform.inputs for waited in value.op.control_inputs}
+    assert {operation.name for operation in waited_for} == {"inputs"}
 
 
 @pytest.mark.parametrize("side, part", [(4, 36 / 144), (7, 121 / 441), (8, 36 / 144)])
@@ -117,7 +150,7 @@ def test_it_computes_the_same_bits_every_time():
         np.testing.assert_array_equal(a, b)
 
 
-PAYS = {"shape": (64, 4, 4, 64), "kernel_shape": (3, 3, 64, 64), "dtype": tf.float32}
+PAYS = {"shape": (128, 4, 4, 64), "kernel_shape": (3, 3, 64, 64), "dtype": tf.float32, "training": False}
 
 
 @pytest.mark.parametrize(
@@ -125,10 +158,12 @@ PAYS = {"shape": (64, 4, 4, 64), "kernel_shape": (3, 3, 64, 64), "dtype": tf.flo
     [
         ({}, True),
         ({"shape": (None, 8, 8, 64)}, True),
-        ({"shape": (16, 7, 7, 64)}, True),
-        ({"shape": (63, 4, 4, 64)}, False),
-        ({"shape": (64, 9, 4, 64)}, False),
-        ({"shape": (64, None, None, 64)}, False),
+        ({"shape": (32, 7, 7, 64)}, True),
+        ({"shape": (127, 4, 4, 64)}, False),
+        ({"shape": (64, 4, 4, 64), "training": True}, True),
+        ({"shape": (63, 4, 4, 64), "training": True}, False),
+        ({"shape": (128, 9, 4, 64)}, False),
+        ({"shape": (128, None, None, 64)}, False),
         ({"kernel_shape": (3, 3, 63, 64)}, False),
         ({"kernel_shape": (3, 3, 64, 63)}, False),
         ({"kernel_shape": (1, 1, 64, 64)}, False),
@@ -138,7 +173,8 @@ PAYS = {"shape": (64, 4, 4, 64), "kernel_shape": (3, 3, 64, 64), "dtype": tf.flo
 )
 def test_it_pays_for_many_small_float32_maps_with_many_channels(changes, expected):
     case = PAYS | changes
-    assert winograd.pays(tf.TensorSpec(case["shape"], case["dtype"]), case["kernel_shape"]) is expected
+    inputs = tf.TensorSpec(case["shape"], case["dtype"])
+    assert winograd.pays(inputs, case["kernel_shape"], case["training"]) is expected
 
 
 def test_gpus_choose_for_themselves(monkeypatch):
@@ -205,13 +241,16 @@ def test_costs_are_counted_by_the_definition_of_a_convolution():
     assert stage_costs(model, (64, 64)) == costs
 
 
-def test_few_maps_are_left_to_tensorflow_unless_the_layer_trains():
+@pytest.mark.parametrize(
+    "training, trainable, keeps", [(False, False, False), (True, True, False), (True, False, True)]
+)
+def test_the_transforms_of_frozen_kernels_are_kept_for_training(training, trainable, keeps):
     layer = Conv(64, 3, batch_norm={**BATCH_NORM, "momentum": 1.0})
-    inputs, _ = example((64, 4, 4, 64))
+    inputs, _ = example((128, 4, 4, 64))
     layer.build(inputs.shape)
-    layer.BatchNorm.fixed_statistics = True
+    layer.trainable = trainable
     layer.winograd = True
-    assert "Conv2D" not in operations(lambda inputs: layer(inputs, training=True), inputs)
-    assert "Conv2D" in operations(layer, inputs)
-    layer.trainable = False
-    assert "Conv2D" in operations(lambda inputs: layer(inputs, training=True), inputs)
+    traced = tf.function(lambda inputs: layer(inputs, training=training)).get_concrete_function(inputs)
+    assert "Conv2D" not in types_in(traced)
+    kept = [captured for captured in traced.captured_inputs if captured.shape == (36, 64, 64)]
+    assert len(kept) == keeps

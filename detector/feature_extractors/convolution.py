@@ -74,8 +74,9 @@ class Conv(tf_keras.layers.Conv2D):
     def _convolve(self, inputs: tf.Tensor, training: bool) -> tf.Tensor:
         """Convolve under the layer's padding."""
         pads_alike = self.padding == "same" and self.strides == (1, 1)
-        if self.winograd and pads_alike and winograd.pays(inputs, self.kernel.shape):
-            return winograd.convolve(inputs, self.kernel, is_trained=training and self.trainable)
+        if self.winograd and pads_alike and winograd.pays(inputs, self.kernel.shape, training):
+            # What training leaves as it is will be the same at every step.
+            return winograd.convolve(inputs, self.kernel, keeps_transform=training and not self.trainable)
         if not self.fixed_padding:
             return self.convolution_op(inputs, self.kernel)
         # Not as `padding=` of conv2d: with it the kernel gradient takes twice as long on a CPU.
