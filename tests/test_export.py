@@ -1,3 +1,4 @@
+import io
 import json
 import subprocess
 from pathlib import Path
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import CLASS_NAMES, TINY
+from PIL import Image
 
 from detector import checkpoint, export_check
 from detector.builder import build_model, build_resizer
@@ -179,6 +181,19 @@ def test_the_savedmodel_has_the_names_and_types_of_the_object_detection_api(load
             "raw_detection_scores": (None, 16, 4),
         }
         assert {spec.dtype for spec in signature.structured_outputs.values()} == {tf.float32}
+
+
+def test_the_savedmodel_refuses_a_bmp_with_a_palette(loaded):
+    image, buffer = Image.fromarray(make_image(1, 80, 120)), io.BytesIO()
+    image.save(buffer, "BMP")
+    outputs = loaded.signatures[ENCODED_SIGNATURE](tf.constant([buffer.getvalue()]))
+    reference = loaded.signatures[IMAGES_SIGNATURE](tf.constant(np.asarray(image)[None]))
+    np.testing.assert_array_equal(outputs["detection_boxes"], reference["detection_boxes"])
+    buffer = io.BytesIO()
+    image.quantize(16).save(buffer, "BMP")
+    message = "it is a BMP with a palette, which TensorFlow cannot read; convert it to PNG or JPEG"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        loaded.signatures[ENCODED_SIGNATURE](tf.constant([buffer.getvalue()]))
 
 
 def test_the_savedmodel_holds_the_models_variables_and_only_those(exported, loaded):

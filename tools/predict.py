@@ -144,6 +144,10 @@ def _decode(encoded: bytes) -> "np.ndarray":
     """Return an image as the model sees it, uint8 [h, w, 3]; ValueError if it cannot be decoded."""
     import tensorflow as tf
 
+    from detector import encoded_image
+
+    if encoded_image.has_palette(tf.constant(encoded)):
+        raise ValueError(encoded_image.PALETTE)
     try:
         return tf.io.decode_image(encoded, channels=3, expand_animations=False).numpy()
     except tf.errors.InvalidArgumentError:
