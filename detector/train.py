@@ -7,7 +7,7 @@ Every random choice is keyed by (seed, step), so a run that was killed and resum
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -41,7 +41,11 @@ class NonFiniteLossError(RuntimeError):
 
 
 class Interrupted(RuntimeError):  # noqa: N818 - it is no error: the run is saved and can go on
-    """SIGTERM or Ctrl-C came; the step was finished and saved first."""
+    """A signal came, SIGTERM or Ctrl-C's SIGINT; the step was finished and saved first."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.signal_number = signal_number
 
 
 @dataclass(frozen=True)
@@ -234,7 +238,7 @@ def fit(
         nonlocal uncached
         plan = schedule.stages[stage].plan
         plan.apply(model.components)
-        kept = cache.open(model, plan, progress.note, stop) if cache is not None else None
+        kept = cache.open(model, plan, progress.note, is_stopped) if cache is not None else None
         if kept is not None:
             uncached, source = None, iter(kept.batches(settings.batch_size, at.step))
         else:
@@ -279,6 +283,12 @@ def fit(
         run.point("last", path)
         run.keep_newest(settings.keep_checkpoints)
 
+    def is_stopped() -> bool:
+        return bool(stop_requests)
+
+    def interrupted() -> Interrupted:
+        return Interrupted(f"stopped at step {at.step} of {settings.steps}", stop_requests[0])
+
     def is_out_of_patience() -> bool:
         return settings.patience is not None and at.evaluations_since_best >= settings.patience
 
@@ -286,7 +296,7 @@ def fit(
     step: Step | None = None
     with (
         Progress(at.step, settings.steps, settings.batch_size, settings.log_every, show_progress) as progress,
-        _stop_requests(progress.note) as stop,
+        _stop_requests(progress.note) as stop_requests,
     ):
         while at.step < settings.steps and not stopped_early:
             stage = schedule.index_at(at.step)
@@ -303,7 +313,7 @@ def fit(
                     step, source = begin(stage)
                 except CacheStopped:
                     save()
-                    raise Interrupted(f"stopped at step {at.step} of {settings.steps}") from None
+                    raise interrupted() from None
                 if run is not None:
                     run.note(at.step, "freeze_plan", schedule.describe(stage))
 
@@ -337,10 +347,10 @@ def fit(
                     run.metrics(at.step, {f"evaluation/{k}": v for k, v in scores[at.step].numbers().items()})
                 stopped_early = is_out_of_patience()
             is_due = at.step % settings.checkpoint_every == 0 or at.best_step == at.step
-            if is_last or stopped_early or stop() or is_due:
+            if is_last or stopped_early or is_stopped() or is_due:
                 save()
-            if stop() and not is_last:
-                raise Interrupted(f"stopped at step {at.step} of {settings.steps}")
+            if is_stopped() and not is_last:
+                raise interrupted()
 
     return FitResult(at.step, scores, prove_stage(), stopped_early)
 
@@ -387,8 +397,8 @@ def _shown(ap: float | None) -> str:
 
 
 @contextmanager
-def _stop_requests(note: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """Within it, SIGTERM and Ctrl-C do not end the process but make the yielded function return True."""
+def _stop_requests(note: Callable[[str], None]) -> Iterator[Sequence[int]]:
+    """Within it, SIGTERM and Ctrl-C do not end the process but are listed in what it yields."""
     requested: list[int] = []
 
     def request(number: int, frame: Any) -> None:
@@ -401,7 +411,7 @@ def _stop_requests(note: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     except ValueError:  # not in the main thread, where signals do not arrive
         previous = {}
     try:
-        yield lambda: bool(requested)
+        yield requested
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import random
 import re
 import shutil
@@ -18,6 +19,7 @@ import train
 import train as train_tool
 import yaml
 
+from data.pipeline import training_batches
 from detector import checkpoint
 from detector.run_lock import run_lock
 
@@ -150,6 +152,27 @@ def test_a_run_goes_on_only_with_what_it_began_with(short_run, tmp_path, capsys,
     assert "began with the classes 'circle' (1), 'square' (2)" in refused()
     monkeypatch.undo()
     assert train_tool.main(["--resume", str(run)]) == 0
+
+
+@pytest.mark.usefixtures("eagerly")
+def test_the_exit_code_says_which_signal_stopped_the_run(config, tmp_path, capsys, monkeypatch):
+    def stopped_by(number, *arguments):
+        def batches(*arguments, **options):
+            for batch in training_batches(*arguments, **options):
+                os.kill(os.getpid(), number)
+                yield batch
+
+        monkeypatch.setattr("data.pipeline.training_batches", batches)
+        return train_tool.main([*arguments, "--no-progress"])
+
+    run = str(tmp_path / "run")
+    start = ["--config", str(config), "--run", run, "--set", "data.evaluate=null"]
+    assert stopped_by(signal.SIGTERM, *start) == 143
+    assert (
+        f"stopped at step 1 of 12; to go on: python tools/train.py --resume {run}" in capsys.readouterr().err
+    )
+    assert stopped_by(signal.SIGINT, "--resume", run) == 130
+    assert "stopped at step 2 of 12" in capsys.readouterr().err
 
 
 def test_a_run_that_was_cut_off_before_its_first_checkpoint_starts_again(short_run, tmp_path, capsys):

@@ -6,6 +6,7 @@ Import it before anything that imports TensorFlow.
 import argparse
 import gc
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -33,10 +34,18 @@ if TYPE_CHECKING:
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "shapes.yaml"
 
 
+class StopSignal(KeyboardInterrupt):
+    """A signal that asks to stop, as Ctrl-C does; `number` is its own."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+
 def run(main: Callable[[], int]) -> int:
     """Call a command and turn its errors into one message.
 
-    Exit code 2 is for what the user asked for, 1 for a run that failed.
+    Exit code 2 is for what the user asked for, 1 for a run that failed, 128 and its number for a signal.
     """
     from detector.freeze_proof import FreezeProofError
     from detector.train import NonFiniteLossError
@@ -52,9 +61,9 @@ def run(main: Callable[[], int]) -> int:
     except (NonFiniteLossError, FreezeProofError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr)
-        return 130
+        return 128 + (stop.number if isinstance(stop, StopSignal) else signal.SIGINT)
 
 
 # What TensorFlow may do to a graph before its first run, beside fusing operations (its remapper).  On a CPU

@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 import shutil
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -176,7 +175,7 @@ def _train(
             )
         except Interrupted as stop:
             print(f"{stop}; to go on: python tools/train.py --resume {run.folder}", file=sys.stderr)
-            return 128 + signal.SIGINT
+            return 128 + stop.signal_number
 
     if evaluator is not None:
         # A run that was cut off after its last step has a checkpoint and no scores yet.
