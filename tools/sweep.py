@@ -231,8 +231,13 @@ def _wait(process: subprocess.Popen[bytes]) -> tuple[int, int, int | None]:
         raise command_line.StopSignal(number)
 
     stopped_by: int | None = None
-    # SIGHUP comes when the terminal is closed: the run, in a session of its own, would go on unseen.
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    # SIGHUP comes when the terminal is closed: the run, in a session of its own, would go on unseen.  Under
+    # nohup it is ignored, as that is what nohup is for.
+    previous = {
+        number: signal.signal(number, stop)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
     try:
         while True:
             try:
