@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from detector import checkpoint
 from detector.checkpoint import CheckpointError
+from detector.run_page import RunPageError
 
 Which = Literal["best", "last"]
 
@@ -62,15 +63,25 @@ class RunLog:
         self._board.flush()
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Read `metrics.jsonl` back; a last line that a killed run left half written is dropped."""
+        """Read `metrics.jsonl` back; a last line that a killed run left half written is dropped.
+
+        Raises:
+            RunPageError: another line is damaged.
+        """
         if not self._metrics_path.is_file():
             return []
         rows = []
-        for line in self._metrics_path.read_text(encoding="utf-8").splitlines():
+        lines = self._metrics_path.read_bytes().splitlines()
+        for number, line in enumerate(lines, start=1):
             try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
+                row = json.loads(line.decode("utf-8"))
+            except ValueError as error:
+                if number == len(lines):
+                    break
+                raise self._damaged(number, f"expected JSON: {error}") from None
+            if not isinstance(row, dict) or "step" not in row:
+                raise self._damaged(number, f"expected a mapping with a 'step', got {line[:40].decode()}")
+            rows.append(row)
         return rows
 
     def forget_after(self, step: int) -> None:
@@ -114,6 +125,10 @@ class RunLog:
         for step in sorted(steps)[:-count]:
             if steps[step] not in kept:
                 shutil.rmtree(steps[step])
+
+    def _damaged(self, line: int, what: str) -> RunPageError:
+        remedy = "delete the line, which the run does not need to go on"
+        return RunPageError(f"{self._metrics_path}: line {line} is damaged: {what}; {remedy}")
 
     def _pointed(self, name: str) -> Path | None:
         link = self.checkpoints / name

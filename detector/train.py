@@ -9,13 +9,14 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
 from detector import checkpoint
-from detector.checkpoint import CheckpointInfo
+from detector.checkpoint import CheckpointError, CheckpointInfo
 from detector.coco_metrics import CocoScores
 from detector.config import Config
 from detector.digest import digests
@@ -63,6 +64,18 @@ class Progression:
     stage: int | None = None
     frozen_digests: dict[str, str] = field(default_factory=dict)
     proofs: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, info: CheckpointInfo, path: Path) -> "Progression":
+        """Return what the page of the checkpoint at `path` says; raises `CheckpointError` if it cannot."""
+        try:
+            return cls(**info.training)
+        except TypeError:
+            raise CheckpointError(
+                f"{path / 'checkpoint.json'}: its `training` is not that of this version: expected the keys "
+                f"{', '.join(key.name for key in fields(cls))}, got {', '.join(info.training) or 'none'}; "
+                f"start a new run with train.restore.path={path}"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -223,7 +236,7 @@ def fit(
     if resume_from is not None:
         assert run is not None and run.last is not None
         checkpoint.restore(run.last, variables, optimizer.state)
-        at = Progression(**resume_from.training)
+        at = Progression.of(resume_from, run.last)
         run.forget_after(at.step)
     rate = learning_rate_schedule(settings.learning_rate, settings.steps)
     scores: dict[int, CocoScores] = {}

@@ -22,6 +22,25 @@ def test_metrics_come_back_and_a_half_written_line_is_dropped(tmp_path):
     assert [row["loss"] for row in run.read_metrics()] == [0.5, 0.2]
 
 
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        (b'"step": 1}', "expected JSON: "),
+        (b'{"step": 1, "\xff": 2}', "expected JSON: "),
+        (b"[1, 2]", r"expected a mapping with a 'step', got \[1, 2\]"),
+        (b'{"loss": 2.0}', "expected a mapping with a 'step', got {"),
+    ],
+)
+def test_a_damaged_line_of_the_metrics_is_named_and_the_others_stay(line, what, tmp_path):
+    run = RunLog(tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=rf"metrics.jsonl: line 2 is damaged: {what}.*; delete the line"):
+        run.forget_after(2)
+    assert path.read_bytes() == before
+
+
 def test_a_page_that_cannot_be_written_leaves_the_older_and_no_half_written_one(tmp_path, monkeypatch):
     run = RunLog(tmp_path / "run")
     run.write_text("plan.json", "old")

@@ -154,6 +154,42 @@ def test_a_run_goes_on_only_with_what_it_began_with(short_run, tmp_path, capsys,
     assert train_tool.main(["--resume", str(run)]) == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("plan.json", lambda text: text[:-50], "expected JSON: "),
+        ("plan.json", lambda text: "{}", "it lacks the key 'stages'"),
+        ("plan.json", lambda text: text.replace('"trained"', '"frozen"', 1), "the freeze plan was altered"),
+        ("plan.json", None, "no such file"),
+        ("data.json", lambda text: "", "expected JSON: "),
+        ("data.json", lambda text: "[1]", "other values than were written"),
+        ("config.yaml", lambda text: "", "it is empty"),
+        ("config.yaml", lambda text: "\udcff" + text, "not UTF-8"),
+        ("checkpoints/last/checkpoint.json", lambda text: text[:-50], "is damaged"),
+        (
+            "checkpoints/last/checkpoint.json",
+            lambda text: text.replace('"best_ap"', '"best"', 1),
+            "`training` is not that of this version",
+        ),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(name, damage, message, short_run, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(short_run, run, symlinks=True)
+    path = run / name
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_text(damage(path.read_text()), errors="surrogateescape")
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    capsys.readouterr()
+    assert train_tool.main(["--resume", str(run), "--no-progress"]) == 2
+    error = capsys.readouterr().err
+    assert str(path) in error or str(path.parent.resolve() / path.name) in error
+    assert message in error and error.count("\n") == 1
+    assert {file: file.read_bytes() for file in before} == before
+
+
 @pytest.mark.usefixtures("eagerly")
 def test_the_exit_code_says_which_signal_stopped_the_run(config, tmp_path, capsys, monkeypatch):
     def stopped_by(number, *arguments):

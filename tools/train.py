@@ -67,6 +67,7 @@ def _train(
     from detector.resizer import to_canvas
     from detector.run_lock import run_lock
     from detector.run_log import RunLog, environment
+    from detector.run_page import read_page
     from detector.score_table import score_table
     from detector.train import Interrupted, check_settings, fit
 
@@ -108,8 +109,12 @@ def _train(
         assert run.last is not None
         resume_from = checkpoint.read_info(run.last)
         _require_same_data(run.folder, resume_from, train_set, labels)
+        schedule = read_page(
+            run.folder / "plan.json",
+            FreezeSchedule.from_dict,
+            f"put a copy back, or start a new run with --set train.restore.path={run.folder}",
+        )
         model = build_model(config.model, resume_from.class_names, seed=config.train.seed)
-        schedule = FreezeSchedule.from_dict(json.loads((run.folder / "plan.json").read_text()))
         provenance = resume_from.provenance
         console.print(f"resuming {run.folder} at step {resume_from.step}", markup=False, soft_wrap=True)
     else:
@@ -286,6 +291,8 @@ def _require_same_data(
     folder: Path, resume_from: "CheckpointInfo", train_set: "DetectionDataset", labels: dict[str, str]
 ) -> None:
     """Refuse to go on with other labels than the run began with: what it learned would change its meaning."""
+    from detector.run_page import read_page
+
     categories = [{"id": category.id, "name": category.name} for category in train_set.categories]
     if categories != resume_from.categories:
         raise ValueError(
@@ -295,7 +302,11 @@ def _require_same_data(
     page = folder / "data.json"
     if not page.is_file():  # of a version that did not write one
         return
-    before = json.loads(page.read_text(encoding="utf-8"))["labels_sha256"]
+    before = read_page(
+        page,
+        lambda values: dict(values["labels_sha256"]),
+        "put a copy back, or delete it if the labels are those that the run began with",
+    )
     for name in sorted({*before, *labels}):
         if before.get(name) != labels.get(name):
             raise ValueError(
@@ -332,6 +343,11 @@ def _resumable(folder: Path) -> Path:
 
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"{folder} is no run's folder: it has no config.yaml")
+    if not (folder / "config.yaml").stat().st_size:
+        raise ValueError(
+            f"{folder}/config.yaml is damaged: it is empty; put a copy back, or start a new run with "
+            f"--set train.restore.path={folder}"
+        )
     if RunLog(folder).last is None:
         raise ValueError(
             f"{folder} was cut off before its first checkpoint; "
