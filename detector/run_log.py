@@ -22,6 +22,7 @@ import tensorflow as tf
 from detector import checkpoint
 from detector.checkpoint import CheckpointError
 from detector.run_page import RunPageError
+from detector.whole_folder import clear_up
 
 Which = Literal["best", "last"]
 
@@ -125,6 +126,10 @@ class RunLog:
         for step in sorted(steps)[:-count]:
             if steps[step] not in kept:
                 shutil.rmtree(steps[step])
+
+    def forget_half_written(self) -> None:
+        """Delete checkpoints that a killed run left half written; only for who holds the run's lock."""
+        clear_up(self.checkpoints, "step-*")
 
     def _damaged(self, line: int, what: str) -> RunPageError:
         remedy = "delete the line, which the run does not need to go on"

@@ -151,7 +151,14 @@ def test_a_run_goes_on_only_with_what_it_began_with(short_run, tmp_path, capsys,
     reading(lambda data: dataclasses.replace(data, categories=data.categories[::-1]))
     assert "began with the classes 'circle' (1), 'square' (2)" in refused()
     monkeypatch.undo()
+    partial = run / "checkpoints" / ".step-000003.partial"  # of a run that was killed as it saved
+    partial.mkdir()
+    (partial / "variables_part").write_bytes(bytes(1000))
+    with run_lock(run):
+        refused()
+        assert partial.is_dir()
     assert train_tool.main(["--resume", str(run)]) == 0
+    assert not list((run / "checkpoints").glob(".*"))
 
 
 @pytest.mark.parametrize(

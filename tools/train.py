@@ -75,8 +75,7 @@ def _train(
     limit = [] if arguments.cache_limit is None else [f"train.cache_limit_gb={arguments.cache_limit}"]
     if arguments.resume:
         _refuse_ignored_options(parser, arguments)
-        config = load(_resumable(arguments.resume), limit)
-        locks.enter_context(run_lock(arguments.resume))
+        config = load(_resumable(arguments.resume, locks), limit)
     else:
         arguments.set += limit
         config = command_line.load_config(arguments)
@@ -127,6 +126,7 @@ def _train(
         locks.enter_context(run_lock(folder))
         _forget_a_start(folder)
         run = RunLog(folder)
+        run.forget_half_written()
         run.write_text("config.yaml", config.to_yaml())
         run.write_json("data.json", {"labels_sha256": labels})
         run.write_json("plan.json", schedule.to_dict())
@@ -338,7 +338,9 @@ def _new_folder(wanted: Path | None, config: Path | None) -> Path:
     return next(folder for folder in folders if not folder.exists())
 
 
-def _resumable(folder: Path) -> Path:
+def _resumable(folder: Path, locks: contextlib.ExitStack) -> Path:
+    """Lock the folder of a run that can go on, and return its configuration's file."""
+    from detector.run_lock import run_lock
     from detector.run_log import RunLog
 
     if not (folder / "config.yaml").is_file():
@@ -348,7 +350,10 @@ def _resumable(folder: Path) -> Path:
             f"{folder}/config.yaml is damaged: it is empty; put a copy back, or start a new run with "
             f"--set train.restore.path={folder}"
         )
-    if RunLog(folder).last is None:
+    locks.enter_context(run_lock(folder))
+    run = RunLog(folder)
+    run.forget_half_written()
+    if run.last is None:
         raise ValueError(
             f"{folder} was cut off before its first checkpoint; "
             f"start it again with --config {folder}/config.yaml --run {folder}"
