@@ -199,6 +199,19 @@ def _unfreeze_stage(text: str) -> "FreezeStageConfig":
     return FreezeStageConfig(from_step=int(step), unfreeze=tuple(split_selectors(selectors)))
 
 
+def split_class_names(text: str) -> tuple[str, ...]:
+    """Return the names of `--class-names A,B,…`; ValueError for one that is empty or there twice."""
+    names = tuple(name.strip() for name in text.split(","))
+    for number, name in enumerate(names, start=1):
+        if not name:
+            raise ValueError(
+                f"--class-names {text!r}: expected names and commas, like cat,dog; name {number} is empty"
+            )
+        if name in names[: number - 1]:
+            raise ValueError(f"--class-names {text!r}: {name!r} is there twice; give each class one name")
+    return names
+
+
 def read_source(
     source: "Source", class_names: Sequence[str] | None = None, num_classes: int | None = None
 ) -> "DetectionDataset":

@@ -75,10 +75,10 @@ def _plan(arguments: argparse.Namespace) -> int:
     config = command_line.load_config(arguments)
     console = Console(highlight=False)
     images = None
-    if arguments.class_names:
+    if arguments.class_names is not None:
         if is_auto(config):
             raise ValueError("--freeze auto looks at the training data; leave out --class-names")
-        class_names = tuple(name.strip() for name in arguments.class_names.split(","))
+        class_names = command_line.split_class_names(arguments.class_names)
     else:
         source = command_line.require_source(config.data.train, "data.train")
         dataset = command_line.read_source(source, config.data.class_names, config.model.num_classes)
