@@ -147,6 +147,39 @@ def add_freeze_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_checkpoint_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--checkpoint`; `check_choice` goes with it."""
+    parser.add_argument(
+        "--checkpoint",
+        choices=["best", "last"],
+        help="of a run (default: best, or last if none was scored); any other is named by its folder, "
+        "RUN/checkpoints/step-…, in place of the run",
+    )
+
+
+def check_choice(choice: str | None, *models: Path) -> None:
+    """Refuse `--checkpoint` where none of the models is a run: it would be ignored.
+
+    What is not there at all is left to where it is read.
+    """
+    from detector.loading import run_of
+    from detector.run_log import is_run
+
+    def may_be_run(model: Path) -> bool:
+        return is_run(model) or not (model.exists() or model.with_name(f"{model.name}.index").exists())
+
+    if choice is None or any(map(may_be_run, models)):
+        return
+    if not models:
+        raise ValueError("--checkpoint chooses a checkpoint of a run: name the run")
+    run = run_of(models[0])
+    remedy = "a run's folder" if run is None else f"the run {run}"
+    raise ValueError(
+        f"--checkpoint {choice} chooses a checkpoint of a run, and {models[0]} is none: leave it out, or "
+        f"name {remedy}"
+    )
+
+
 def load_config(arguments: argparse.Namespace, training: bool = True) -> "Config":
     """Read the configuration that the options name, and lay the other options over it.
 

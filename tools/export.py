@@ -48,9 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="N",
         help="proposals an image (default: as trained); 100 take about half the time of 300",
     )
-    parser.add_argument(
-        "--checkpoint", choices=["best", "last"], help="of a run (default: best, or last if none was scored)"
-    )
+    command_line.add_checkpoint_option(parser)
     arguments = parser.parse_args(argv)
     return command_line.run(lambda: _export(arguments))
 
@@ -65,6 +63,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
     if arguments.max_proposals is not None and arguments.max_proposals < 1:
         raise ValueError(f"--max-proposals takes a number from 1 on, got {arguments.max_proposals}")
+    command_line.check_choice(arguments.checkpoint, arguments.model)
     source = foreign_checkpoint.as_own(arguments.model, arguments)
     checkpoint = find_checkpoint(source, arguments.checkpoint)
     model, resizer, info = load_checkpoint(checkpoint, arguments.precision, arguments.max_proposals)

@@ -32,9 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--score-threshold", type=float, default=0.5, metavar="P", help="leave out what scores less (0.5)"
     )
-    parser.add_argument(
-        "--checkpoint", choices=["best", "last"], help="of a run (default: best, or last if none was scored)"
-    )
+    command_line.add_checkpoint_option(parser)
     arguments = parser.parse_args(argv)
     return command_line.run(lambda: _predict(arguments))
 
@@ -52,6 +50,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         raise ValueError(
             f"the pictures would come to lie among the images in {arguments.output}; name another --output"
         )
+    command_line.check_choice(arguments.checkpoint, arguments.model)
     detector = load_detector(arguments.model, arguments.checkpoint)
     ids, names = list(detector.label_map), list(detector.label_map.values())
 
