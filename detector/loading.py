@@ -16,6 +16,7 @@ from detector.checkpoint import CheckpointError, CheckpointInfo
 from detector.export import ENCODED_SIGNATURE, LABEL_MAP, is_saved_model, label_map_ids, serving_functions
 from detector.faster_rcnn import FasterRCNN
 from detector.label_map import read_label_map
+from detector.memory_optimizer import without_memory_optimizer
 from detector.model_config import ModelConfig, Precision
 from detector.resizer import Resizer
 from detector.run_log import Which, find_checkpoint, is_run
@@ -58,9 +59,9 @@ class LoadedDetector:
             ValueError: an image cannot be decoded.
         """
         try:
-            found = {
-                name: value.numpy() for name, value in self.serve(tf.constant(encoded, tf.string)).items()
-            }
+            with without_memory_optimizer():
+                outputs = self.serve(tf.constant(encoded, tf.string))
+            found = {name: value.numpy() for name, value in outputs.items()}
         except tf.errors.InvalidArgumentError as error:
             raise ValueError(f"an image cannot be decoded: {_reason(error)}") from None
         counts = found["num_detections"].astype(np.int64)

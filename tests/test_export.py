@@ -27,6 +27,7 @@ from detector.export import (
 )
 from detector.freeze_proof import FreezeProofError
 from detector.label_map import read_label_map
+from detector.loading import load_checkpoint, load_detector
 from detector.resizer import to_canvas
 from detector.run_log import RunLog
 
@@ -219,6 +220,18 @@ def test_raw_detections_are_the_proposals_before_suppression(loaded):
     best = scores[:, 1:].max(axis=1).argmax()
     assert scores[best, 1:].max() == pytest.approx(float(outputs["detection_scores"][0, 0]))
     np.testing.assert_allclose(boxes[best], outputs["detection_boxes"][0, 0], atol=1e-5)
+
+
+def test_detecting_and_checking_print_nothing(exported, run, monkeypatch, capfd):
+    path, alone = exported
+    image = png(make_image(1, 80, 120))
+    for place in (path, run):
+        load_detector(place).detect([image])
+    monkeypatch.setattr(export_check, "_run_alone", lambda *_: alone)
+    assert export_check.check_export(
+        path, *load_checkpoint(run / "checkpoints" / "last")[:2], CATEGORIES
+    ).holds
+    assert capfd.readouterr() == ("", "")
 
 
 def test_label_map_and_manifest_are_inside(exported):
