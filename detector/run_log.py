@@ -26,6 +26,9 @@ from detector.whole_folder import clear_up
 
 Which = Literal["best", "last"]
 
+# What is written at the end of a run.
+_RESULTS = ("detections.json", "evaluation.json", "freeze_proof.json")
+
 _PACKAGES = ("tensorflow", "tf-keras", "tf-models-official", "albumentations", "pycocotools", "numpy")
 
 
@@ -117,15 +120,41 @@ class RunLog:
     def keep_newest(self, count: int) -> None:
         """Delete all but the newest `count` checkpoints, by step, and the best one."""
         kept = {self.best, self.last}
+        for folder in list(self.by_step().values())[:-count]:
+            if folder not in kept:
+                shutil.rmtree(folder)
+
+    def by_step(self) -> dict[int, Path]:
+        """Return {step: folder} of the checkpoints that are there, steps rising."""
         # By number: from step 1,000,000 on names are longer and sort otherwise.
         steps = {
             int(name[1]): folder
             for folder in self.checkpoints.iterdir()
             if (name := re.fullmatch(r"step-(\d+)", folder.name))
         }
-        for step in sorted(steps)[:-count]:
-            if steps[step] not in kept:
-                shutil.rmtree(steps[step])
+        return dict(sorted(steps.items()))
+
+    def go_back(self, checkpoint: Path, best_step: int | None) -> list[Path]:
+        """Make a checkpoint of the run its last, as if it had been cut off there; return those dropped.
+
+        Args:
+            checkpoint: one of `by_step`.
+            best_step: of the best checkpoint so far when it was written.
+        """
+        self.point("last", checkpoint)
+        for name in _RESULTS:
+            (self.folder / name).unlink(missing_ok=True)
+        steps = self.by_step()
+        here = next(step for step, folder in steps.items() if folder.name == checkpoint.name)
+        later = [folder for step, folder in steps.items() if step > here]
+        if self.best in later:
+            if best_step in steps:
+                self.point("best", steps[best_step])
+            else:
+                (self.checkpoints / "best").unlink()
+        for folder in later:
+            shutil.rmtree(folder)
+        return later
 
     def forget_half_written(self) -> None:
         """Delete checkpoints that a killed run left half written; only for who holds the run's lock."""

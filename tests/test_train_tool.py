@@ -218,6 +218,47 @@ def test_the_exit_code_says_which_signal_stopped_the_run(config, tmp_path, capsy
     assert "stopped at step 2 of 12" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("eagerly")
+def test_a_run_goes_back_to_an_earlier_checkpoint_and_ends_with_the_same_bits(config, tmp_path, capsys):
+    run = tmp_path / "run"
+    options = ["--set", "train.steps=3", "--set", "train.checkpoint_every=1", "--set", "data.evaluate=null"]
+    assert train_tool.main(["--config", str(config), "--run", str(run), *options, "--no-progress"]) == 0
+    whole = values_of(run)
+    first, second, third = (run / "checkpoints" / f"step-00000{step}" for step in (1, 2, 3))
+    for damaged in (second, third):
+        data = next(damaged.glob("variables.data*"))
+        data.write_bytes(data.read_bytes()[:-5])
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+
+    capsys.readouterr()
+    assert train_tool.main(["--resume", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert f"{third} is damaged or incomplete" in error
+    assert f"; to go back: python tools/train.py --resume {second}, or {first}\n" in error
+    assert train_tool.main(["--resume", str(second)]) == 2
+    error = capsys.readouterr().err
+    assert f"{second} is damaged or incomplete" in error
+    assert f"; to go back: python tools/train.py --resume {first}\n" in error
+    copied = run / "checkpoints" / "best"
+    shutil.copytree(first, copied)
+    assert train_tool.main(["--resume", str(copied)]) == 2
+    assert f"{copied} is a copy of a checkpoint; name the one beside it" in capsys.readouterr().err
+    shutil.rmtree(copied)
+    # Nothing was dropped for a checkpoint that is damaged.
+    assert {file: file.read_bytes() for file in before} == before
+
+    assert train_tool.main(["--resume", str(first), "--no-progress"]) == 0
+    printed = capsys.readouterr().out
+    assert f"going back to {first}; dropped: step-000002, step-000003\n" in printed
+    assert f"resuming {run} at step 1\n" in printed
+    again = values_of(run)
+    assert {key: value.tobytes() for key, value in again.items()} == {
+        key: value.tobytes() for key, value in whole.items()
+    }
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+
+
 def test_a_run_that_was_cut_off_before_its_first_checkpoint_starts_again(short_run, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(short_run, run, symlinks=True)

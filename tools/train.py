@@ -12,7 +12,7 @@ import itertools
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from detector.checkpoint import CheckpointInfo
     from detector.config import Config
     from detector.feature_cache import ExampleViews, FeatureCache
+    from detector.run_log import RunLog
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--run", type=Path, metavar="DIR", help="the run's folder (default: runs/NAME-001, …)"
     )
-    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with a run that was cut off")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="go on with a run that was cut off; given one of its checkpoints, RUN/checkpoints/step-…, go "
+        "back there and drop what came after it",
+    )
     parser.add_argument(
         "--cache-limit",
         type=float,
@@ -75,7 +82,8 @@ def _train(
     limit = [] if arguments.cache_limit is None else [f"train.cache_limit_gb={arguments.cache_limit}"]
     if arguments.resume:
         _refuse_ignored_options(parser, arguments)
-        config = load(_resumable(arguments.resume, locks), limit)
+        folder, earlier = _run_and_checkpoint(arguments.resume)
+        config = load(_resumable(folder, earlier, locks), limit)
     else:
         arguments.set += limit
         config = command_line.load_config(arguments)
@@ -104,9 +112,11 @@ def _train(
         if dataset is not None
     }
     if arguments.resume:
-        run = RunLog(arguments.resume)
-        assert run.last is not None
-        resume_from = checkpoint.read_info(run.last)
+        run = RunLog(folder)
+        start = earlier or run.last
+        assert start is not None
+        with _naming_earlier_ones(run, start):
+            resume_from = checkpoint.read_info(start)
         _require_same_data(run.folder, resume_from, train_set, labels)
         schedule = read_page(
             run.folder / "plan.json",
@@ -115,6 +125,12 @@ def _train(
         )
         model = build_model(config.model, resume_from.class_names, seed=config.train.seed)
         provenance = resume_from.provenance
+        if earlier is not None:
+            with _naming_earlier_ones(run, earlier):
+                checkpoint.read_values(earlier, resume_from)  # before later ones are dropped for it
+            dropped = run.go_back(earlier, resume_from.training.get("best_step"))
+            names = ", ".join(path.name for path in dropped) or "nothing"
+            console.print(f"going back to {earlier}; dropped: {names}", markup=False, soft_wrap=True)
         console.print(f"resuming {run.folder} at step {resume_from.step}", markup=False, soft_wrap=True)
     else:
         # The run keeps the configuration as given, `--freeze auto` included; the plan says what came of it.
@@ -150,7 +166,7 @@ def _train(
             cache_batch_size=config.evaluate.batch_size,
             note=lambda text: console.print(text, markup=False, soft_wrap=True),
         )
-    with plain_errors():
+    with plain_errors(), _naming_earlier_ones(run, run.last):
         before = None
         if evaluator is not None and config.train.evaluate_at_start and resume_from is None:
             before = evaluator(schedule.stages[0].plan)
@@ -338,7 +354,35 @@ def _new_folder(wanted: Path | None, config: Path | None) -> Path:
     return next(folder for folder in folders if not folder.exists())
 
 
-def _resumable(folder: Path, locks: contextlib.ExitStack) -> Path:
+def _run_and_checkpoint(path: Path) -> tuple[Path, Path | None]:
+    """Return the run's folder that `path` is, or that it is a checkpoint of, and in this case that one."""
+    from detector.checkpoint import is_checkpoint
+
+    if path.parent.name == "checkpoints" and is_checkpoint(path):
+        own = path.resolve().name  # `last` and `best` are to point at others
+        if not own.startswith("step-"):
+            raise ValueError(
+                f"{path} is a copy of a checkpoint; name the one beside it: {path.parent}/step-…"
+            )
+        return path.parent.parent, path.parent / own
+    return path, None
+
+
+@contextlib.contextmanager
+def _naming_earlier_ones(run: "RunLog", start: Path | None) -> Iterator[None]:
+    """Have an error of the checkpoint `start` say from which earlier ones the run can go on."""
+    from detector.checkpoint import CheckpointError
+
+    try:
+        yield
+    except CheckpointError as error:
+        folders = list(run.by_step().values())
+        before = folders[: folders.index(start)][::-1] if start in folders else []
+        remedy = "; to go back: python tools/train.py --resume " if before else ""
+        raise ValueError(f"{error}{remedy}{', or '.join(map(str, before))}") from None
+
+
+def _resumable(folder: Path, earlier: Path | None, locks: contextlib.ExitStack) -> Path:
     """Lock the folder of a run that can go on, and return its configuration's file."""
     from detector.run_lock import run_lock
     from detector.run_log import RunLog
@@ -353,7 +397,7 @@ def _resumable(folder: Path, locks: contextlib.ExitStack) -> Path:
     locks.enter_context(run_lock(folder))
     run = RunLog(folder)
     run.forget_half_written()
-    if run.last is None:
+    if earlier is None and run.last is None:
         raise ValueError(
             f"{folder} was cut off before its first checkpoint; "
             f"start it again with --config {folder}/config.yaml --run {folder}"
