@@ -322,3 +322,6 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert "there is nothing at" in capsys.readouterr().err
     assert export_tool.main([str(tmp_path)]) == 2
     assert "is no SavedModel, no checkpoint and no run's folder" in capsys.readouterr().err
+    (tmp_path / "saved_model.pb").touch()
+    assert export_tool.main([str(tmp_path)]) == 2
+    assert "is a SavedModel already; name its run or its checkpoint" in capsys.readouterr().err
