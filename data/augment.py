@@ -1,6 +1,7 @@
 """Augmentation of an image and its boxes by albumentations, as a pure function of both and a seed."""
 
 import inspect
+import math
 import os
 import random
 import threading
@@ -137,6 +138,7 @@ def _transform(entry: Mapping[str, Any], place: str) -> Any:
             raise AugmentationError(
                 f"{place}: unknown argument {argument!r}{nearest(argument, known)}; it has {', '.join(known)}"
             )
+        _require_finite(arguments[argument], f"{place}: {argument}")
     if issubclass(_CHOICES[name], A.BaseCompose):
         inside = arguments.get("transforms")
         if not isinstance(inside, Sequence) or isinstance(inside, str) or not inside:
@@ -155,3 +157,17 @@ def _transform(entry: Mapping[str, Any], place: str) -> Any:
         needed = ", ".join(sorted(needs)) or "no boxes"
         raise AugmentationError(f"{place}: cannot be used here: it needs {needed}")
     return transform
+
+
+def _require_finite(value: Any, place: str) -> None:
+    """Refuse infinity and what is no number, which pass albumentations' own checks or fail image by image."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise AugmentationError(
+            f"{place}: expected a finite number, got {value}; leave it out for albumentations' default"
+        )
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            _require_finite(each, f"{place}[{key}]")
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for number, each in enumerate(value):
+            _require_finite(each, f"{place}[{number}]")

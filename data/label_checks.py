@@ -49,7 +49,7 @@ def select_categories(
         label_file: its name, for the message.
 
     Raises:
-        LabelError: a name is there twice, or is wanted and not there.
+        LabelError: a name is there twice, or is wanted and empty or not there.
     """
     names = list(known.values())
     for listed, where in ((names, label_file), (list(class_names or ()), "class_names")):
@@ -58,6 +58,9 @@ def select_categories(
             raise LabelError(f"{where}: class {twice[0]!r} is listed twice; class names must be unique")
     if class_names is None:
         return tuple(Category(id, known[id]) for id in sorted(known))
+    for number, name in enumerate(class_names, start=1):
+        if not name.strip():
+            raise LabelError(f"class_names: name {number} is empty; leave it out, or name a class")
     ids = {name: id for id, name in known.items()}
     for name in class_names:
         if name not in ids:

@@ -9,7 +9,9 @@ those do (`exporter_lib_v2.py`; `meta_architectures/faster_rcnn_meta_arch.py`, `
 for any number of images instead of one:
 
     serving_default               input_tensor  uint8 [B, h, w, 3]  RGB; any size, another one with each call
-    encoded_image_string_tensor   input_tensor  string [B]          JPEG, PNG, GIF or BMP; sizes may differ
+    encoded_image_string_tensor   input_tensor  string [B]          JPEG, PNG, GIF or BMP; sizes may differ.
+                                                                    A BMP with a palette is an error, as
+                                                                    TensorFlow takes its indices for gray
 
     detection_boxes       float32 [B, D, 4]    ymin, xmin, ymax, xmax, parts of the image's height and width
     detection_scores      float32 [B, D]       best first
@@ -32,7 +34,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from detector import boxes
+from detector import boxes, encoded_image
 from detector.box_classifier import BoxPredictions
 from detector.checkpoint import CheckpointInfo
 from detector.digest import digests
@@ -196,8 +198,7 @@ def serving_functions(model: FasterRCNN, resizer: Resizer, ids: Sequence[int]) -
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="input_tensor")], autograph=False)
     def detect_encoded(input_tensor: tf.Tensor) -> dict[str, tf.Tensor]:
         def decode(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-            canvas, size_hw = resize(tf.ensure_shape(image, [None, None, 3]))
+            canvas, size_hw = resize(encoded_image.decode(encoded))
             return tf.reshape(canvas, [-1]), tf.shape(canvas)[:2], size_hw
 
         # Canvases of different sizes travel as rows of pixels until the largest is known.

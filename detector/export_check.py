@@ -19,6 +19,7 @@ import tensorflow as tf
 from detector.box_classifier import BoxPredictions
 from detector.export import ENCODED_SIGNATURE, IMAGES_SIGNATURE, label_map_ids
 from detector.faster_rcnn import FasterRCNN, height_and_width
+from detector.memory_optimizer import without_memory_optimizer
 from detector.paired_interval import (
     CONFIDENCE,
     Interval,
@@ -236,7 +237,8 @@ def _live_tables(
         canvas[row, : part.shape[0], : part.shape[1]] = part
     size_hw = tf.stack(sizes_hw)
 
-    proposals, predictions, found = detect(tf.constant(canvas), size_hw)
+    with without_memory_optimizer():
+        proposals, predictions, found = detect(tf.constant(canvas), size_hw)
     probabilities = tf.nn.softmax(predictions.class_logits).numpy().reshape(len(images), -1, len(ids) + 1)
     tables = []
     for row, (height, width) in enumerate(size_hw.numpy()):

@@ -1,5 +1,6 @@
 """Loading a detector by its place on disk: a SavedModel, a checkpoint's folder, or a run's folder."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from detector.checkpoint import CheckpointError, CheckpointInfo
 from detector.export import ENCODED_SIGNATURE, LABEL_MAP, is_saved_model, label_map_ids, serving_functions
 from detector.faster_rcnn import FasterRCNN
 from detector.label_map import read_label_map
+from detector.memory_optimizer import without_memory_optimizer
 from detector.model_config import ModelConfig, Precision
 from detector.resizer import Resizer
 from detector.run_log import Which, find_checkpoint, is_run
@@ -57,11 +59,11 @@ class LoadedDetector:
             ValueError: an image cannot be decoded.
         """
         try:
-            found = {
-                name: value.numpy() for name, value in self.serve(tf.constant(encoded, tf.string)).items()
-            }
+            with without_memory_optimizer():
+                outputs = self.serve(tf.constant(encoded, tf.string))
+            found = {name: value.numpy() for name, value in outputs.items()}
         except tf.errors.InvalidArgumentError as error:
-            raise ValueError(f"an image cannot be decoded: {error.message.splitlines()[0]}") from None
+            raise ValueError(f"an image cannot be decoded: {_reason(error)}") from None
         counts = found["num_detections"].astype(np.int64)
         classes = np.searchsorted(list(self.label_map), found["detection_classes"])
         return [
@@ -133,6 +135,12 @@ def place_beside(model: str | Path, kind: str) -> Path:
     Never among a run's checkpoints, whose folder is tidied while the run goes on.
     """
     return (run_of(model) or Path(model).parent) / f"{kind}-{Path(model).resolve().name}"
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    """Return what an operation of a graph said: before it is where it was made, behind it which one it is."""
+    said = error.message.partition("\n\t [[")[0].rpartition("\n")[-1]
+    return re.sub(r"^assertion failed: \[(.*)\]$", r"\1", said)
 
 
 def _load_saved_model(path: Path) -> LoadedDetector:

@@ -21,8 +21,13 @@ import tensorflow as tf
 
 from detector import checkpoint
 from detector.checkpoint import CheckpointError
+from detector.run_page import RunPageError
+from detector.whole_folder import clear_up
 
 Which = Literal["best", "last"]
+
+# What is written at the end of a run.
+_RESULTS = ("detections.json", "evaluation.json", "freeze_proof.json")
 
 _PACKAGES = ("tensorflow", "tf-keras", "tf-models-official", "albumentations", "pycocotools", "numpy")
 
@@ -62,15 +67,25 @@ class RunLog:
         self._board.flush()
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Read `metrics.jsonl` back; a last line that a killed run left half written is dropped."""
+        """Read `metrics.jsonl` back; a last line that a killed run left half written is dropped.
+
+        Raises:
+            RunPageError: another line is damaged.
+        """
         if not self._metrics_path.is_file():
             return []
         rows = []
-        for line in self._metrics_path.read_text(encoding="utf-8").splitlines():
+        lines = self._metrics_path.read_bytes().splitlines()
+        for number, line in enumerate(lines, start=1):
             try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
+                row = json.loads(line.decode("utf-8"))
+            except ValueError as error:
+                if number == len(lines):
+                    break
+                raise self._damaged(number, f"expected JSON: {error}") from None
+            if not isinstance(row, dict) or "step" not in row:
+                raise self._damaged(number, f"expected a mapping with a 'step', got {line[:40].decode()}")
+            rows.append(row)
         return rows
 
     def forget_after(self, step: int) -> None:
@@ -105,15 +120,49 @@ class RunLog:
     def keep_newest(self, count: int) -> None:
         """Delete all but the newest `count` checkpoints, by step, and the best one."""
         kept = {self.best, self.last}
+        for folder in list(self.by_step().values())[:-count]:
+            if folder not in kept:
+                shutil.rmtree(folder)
+
+    def by_step(self) -> dict[int, Path]:
+        """Return {step: folder} of the checkpoints that are there, steps rising."""
         # By number: from step 1,000,000 on names are longer and sort otherwise.
         steps = {
             int(name[1]): folder
             for folder in self.checkpoints.iterdir()
             if (name := re.fullmatch(r"step-(\d+)", folder.name))
         }
-        for step in sorted(steps)[:-count]:
-            if steps[step] not in kept:
-                shutil.rmtree(steps[step])
+        return dict(sorted(steps.items()))
+
+    def go_back(self, checkpoint: Path, best_step: int | None) -> list[Path]:
+        """Make a checkpoint of the run its last, as if it had been cut off there; return those dropped.
+
+        Args:
+            checkpoint: one of `by_step`.
+            best_step: of the best checkpoint so far when it was written.
+        """
+        self.point("last", checkpoint)
+        for name in _RESULTS:
+            (self.folder / name).unlink(missing_ok=True)
+        steps = self.by_step()
+        here = next(step for step, folder in steps.items() if folder.name == checkpoint.name)
+        later = [folder for step, folder in steps.items() if step > here]
+        if self.best in later:
+            if best_step in steps:
+                self.point("best", steps[best_step])
+            else:
+                (self.checkpoints / "best").unlink()
+        for folder in later:
+            shutil.rmtree(folder)
+        return later
+
+    def forget_half_written(self) -> None:
+        """Delete checkpoints that a killed run left half written; only for who holds the run's lock."""
+        clear_up(self.checkpoints, "step-*")
+
+    def _damaged(self, line: int, what: str) -> RunPageError:
+        remedy = "delete the line, which the run does not need to go on"
+        return RunPageError(f"{self._metrics_path}: line {line} is damaged: {what}; {remedy}")
 
     def _pointed(self, name: str) -> Path | None:
         link = self.checkpoints / name

@@ -61,7 +61,7 @@ def is_sweep(path: Path) -> bool:
     """Whether a YAML file lists variants; any other is the configuration of one experiment."""
     try:
         values = strict_yaml.load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, yaml.YAMLError):
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return False
     return isinstance(values, dict) and "variants" in values
 

@@ -13,6 +13,7 @@ import yaml
 
 from detector.coco_metrics import SCORE_NAMES
 from detector.config import Config, load
+from detector.run_page import read_page
 
 COST_FILE = "cost.json"
 
@@ -68,19 +69,28 @@ def run_state(folder: Path, config: Config) -> State:
 def add_cost(folder: Path, seconds: float, peak_memory_bytes: int) -> None:
     """Note what a process that trained in `folder` took; a run that was resumed had several."""
     path = folder / COST_FILE
-    before = json.loads(path.read_text()) if path.is_file() else {"seconds": 0.0, "peak_memory_bytes": 0}
-    cost = {
-        "seconds": before["seconds"] + seconds,
-        "peak_memory_bytes": max(before["peak_memory_bytes"], peak_memory_bytes),
-    }
+    cost = {"seconds": seconds, "peak_memory_bytes": peak_memory_bytes}
+    if path.is_file():
+        cost = read_page(
+            path,
+            lambda before: {
+                "seconds": before["seconds"] + seconds,
+                "peak_memory_bytes": max(before["peak_memory_bytes"], peak_memory_bytes),
+            },
+            "delete it: what the run took is counted anew then",
+        )
     path.write_text(json.dumps(cost), encoding="utf-8")
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Read a finished run."""
+    """Read a finished run.
+
+    Raises:
+        RunPageError: a page is missing or no JSON.
+    """
 
     def read(name: str) -> Any:
-        return json.loads((folder / name).read_text(encoding="utf-8"))
+        return read_page(folder / name, lambda values: values, f"delete {folder} to train the run again")
 
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     scores = read("evaluation.json")

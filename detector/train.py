@@ -7,15 +7,16 @@ Every random choice is keyed by (seed, step), so a run that was killed and resum
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
 from detector import checkpoint
-from detector.checkpoint import CheckpointInfo
+from detector.checkpoint import CheckpointError, CheckpointInfo
 from detector.coco_metrics import CocoScores
 from detector.config import Config
 from detector.digest import digests
@@ -41,7 +42,11 @@ class NonFiniteLossError(RuntimeError):
 
 
 class Interrupted(RuntimeError):  # noqa: N818 - it is no error: the run is saved and can go on
-    """SIGTERM or Ctrl-C came; the step was finished and saved first."""
+    """A signal came, SIGTERM or Ctrl-C's SIGINT; the step was finished and saved first."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.signal_number = signal_number
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,18 @@ class Progression:
     stage: int | None = None
     frozen_digests: dict[str, str] = field(default_factory=dict)
     proofs: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, info: CheckpointInfo, path: Path) -> "Progression":
+        """Return what the page of the checkpoint at `path` says; raises `CheckpointError` if it cannot."""
+        try:
+            return cls(**info.training)
+        except TypeError:
+            raise CheckpointError(
+                f"{path / 'checkpoint.json'}: its `training` is not that of this version: expected the keys "
+                f"{', '.join(key.name for key in fields(cls))}, got {', '.join(info.training) or 'none'}; "
+                f"start a new run with train.restore.path={path}"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -219,7 +236,7 @@ def fit(
     if resume_from is not None:
         assert run is not None and run.last is not None
         checkpoint.restore(run.last, variables, optimizer.state)
-        at = Progression(**resume_from.training)
+        at = Progression.of(resume_from, run.last)
         run.forget_after(at.step)
     rate = learning_rate_schedule(settings.learning_rate, settings.steps)
     scores: dict[int, CocoScores] = {}
@@ -234,7 +251,7 @@ def fit(
         nonlocal uncached
         plan = schedule.stages[stage].plan
         plan.apply(model.components)
-        kept = cache.open(model, plan, progress.note, stop) if cache is not None else None
+        kept = cache.open(model, plan, progress.note, is_stopped) if cache is not None else None
         if kept is not None:
             uncached, source = None, iter(kept.batches(settings.batch_size, at.step))
         else:
@@ -279,6 +296,12 @@ def fit(
         run.point("last", path)
         run.keep_newest(settings.keep_checkpoints)
 
+    def is_stopped() -> bool:
+        return bool(stop_requests)
+
+    def interrupted() -> Interrupted:
+        return Interrupted(f"stopped at step {at.step} of {settings.steps}", stop_requests[0])
+
     def is_out_of_patience() -> bool:
         return settings.patience is not None and at.evaluations_since_best >= settings.patience
 
@@ -286,7 +309,7 @@ def fit(
     step: Step | None = None
     with (
         Progress(at.step, settings.steps, settings.batch_size, settings.log_every, show_progress) as progress,
-        _stop_requests(progress.note) as stop,
+        _stop_requests(progress.note) as stop_requests,
     ):
         while at.step < settings.steps and not stopped_early:
             stage = schedule.index_at(at.step)
@@ -303,7 +326,7 @@ def fit(
                     step, source = begin(stage)
                 except CacheStopped:
                     save()
-                    raise Interrupted(f"stopped at step {at.step} of {settings.steps}") from None
+                    raise interrupted() from None
                 if run is not None:
                     run.note(at.step, "freeze_plan", schedule.describe(stage))
 
@@ -337,10 +360,10 @@ def fit(
                     run.metrics(at.step, {f"evaluation/{k}": v for k, v in scores[at.step].numbers().items()})
                 stopped_early = is_out_of_patience()
             is_due = at.step % settings.checkpoint_every == 0 or at.best_step == at.step
-            if is_last or stopped_early or stop() or is_due:
+            if is_last or stopped_early or is_stopped() or is_due:
                 save()
-            if stop() and not is_last:
-                raise Interrupted(f"stopped at step {at.step} of {settings.steps}")
+            if is_stopped() and not is_last:
+                raise interrupted()
 
     return FitResult(at.step, scores, prove_stage(), stopped_early)
 
@@ -387,8 +410,8 @@ def _shown(ap: float | None) -> str:
 
 
 @contextmanager
-def _stop_requests(note: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """Within it, SIGTERM and Ctrl-C do not end the process but make the yielded function return True."""
+def _stop_requests(note: Callable[[str], None]) -> Iterator[Sequence[int]]:
+    """Within it, SIGTERM and Ctrl-C do not end the process but are listed in what it yields."""
     requested: list[int] = []
 
     def request(number: int, frame: Any) -> None:
@@ -401,7 +424,7 @@ def _stop_requests(note: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     except ValueError:  # not in the main thread, where signals do not arrive
         previous = {}
     try:
-        yield lambda: bool(requested)
+        yield requested
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

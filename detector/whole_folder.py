@@ -43,6 +43,21 @@ def written_whole(place: Path, what: str) -> Iterator[Path]:
     _delete(old)
 
 
+def clear_up(parent: Path, pattern: str) -> None:
+    """Delete what killed processes left beside the folders PATTERN in `parent`, for who alone writes there.
+
+    Where it was killed between the two moves, what was in the place comes back.
+    """
+    for old in parent.glob(f".{pattern}.old"):
+        place = parent / old.name.removeprefix(".").removesuffix(".old")
+        if place.exists():
+            _delete(old)
+        else:
+            os.replace(old, place)
+    for partial in parent.glob(f".{pattern}.partial"):
+        _delete(partial)
+
+
 def _delete(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -133,6 +133,12 @@ def test_transforms_are_chosen_independently():
         ),
         ({"name": "MedianBlur", "blur_limt": 3}, "unknown argument 'blur_limt'; nearest: 'blur_limit'"),
         ({"name": "HorizontalFlip", "p": 1.5}, "HorizontalFlip: .*less than or equal to 1"),
+        ({"name": "HorizontalFlip", "p": float("nan")}, "HorizontalFlip: p: .* finite number, got nan"),
+        ({"name": "Affine", "scale": [0.9, float("inf")]}, r"Affine: scale\[1\]: .* finite number, got inf"),
+        (
+            {"name": "Affine", "shear": {"x": [-float("inf"), 3]}},
+            r"augment\[0\] Affine: shear\[x\]\[0\]: expected a finite number, got -inf; leave it out",
+        ),
         ({"name": "RandomCrop"}, "RandomCrop: .*height"),
         ({"name": "Normalize"}, "the model normalises pixels itself"),
         ({"name": "MaskDropout"}, "cannot be used here: it needs mask"),

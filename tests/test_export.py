@@ -1,3 +1,4 @@
+import io
 import json
 import subprocess
 from pathlib import Path
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import CLASS_NAMES, TINY
+from PIL import Image
 
 from detector import checkpoint, export_check
 from detector.builder import build_model, build_resizer
@@ -25,6 +27,7 @@ from detector.export import (
 )
 from detector.freeze_proof import FreezeProofError
 from detector.label_map import read_label_map
+from detector.loading import load_checkpoint, load_detector
 from detector.resizer import to_canvas
 from detector.run_log import RunLog
 
@@ -181,6 +184,19 @@ def test_the_savedmodel_has_the_names_and_types_of_the_object_detection_api(load
         assert {spec.dtype for spec in signature.structured_outputs.values()} == {tf.float32}
 
 
+def test_the_savedmodel_refuses_a_bmp_with_a_palette(loaded):
+    image, buffer = Image.fromarray(make_image(1, 80, 120)), io.BytesIO()
+    image.save(buffer, "BMP")
+    outputs = loaded.signatures[ENCODED_SIGNATURE](tf.constant([buffer.getvalue()]))
+    reference = loaded.signatures[IMAGES_SIGNATURE](tf.constant(np.asarray(image)[None]))
+    np.testing.assert_array_equal(outputs["detection_boxes"], reference["detection_boxes"])
+    buffer = io.BytesIO()
+    image.quantize(16).save(buffer, "BMP")
+    message = "it is a BMP with a palette, which TensorFlow cannot read; convert it to PNG or JPEG"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        loaded.signatures[ENCODED_SIGNATURE](tf.constant([buffer.getvalue()]))
+
+
 def test_the_savedmodel_holds_the_models_variables_and_only_those(exported, loaded):
     model, _, _ = make_model()
     manifest = json.loads((exported[0] / MANIFEST).read_text())
@@ -204,6 +220,18 @@ def test_raw_detections_are_the_proposals_before_suppression(loaded):
     best = scores[:, 1:].max(axis=1).argmax()
     assert scores[best, 1:].max() == pytest.approx(float(outputs["detection_scores"][0, 0]))
     np.testing.assert_allclose(boxes[best], outputs["detection_boxes"][0, 0], atol=1e-5)
+
+
+def test_detecting_and_checking_print_nothing(exported, run, monkeypatch, capfd):
+    path, alone = exported
+    image = png(make_image(1, 80, 120))
+    for place in (path, run):
+        load_detector(place).detect([image])
+    monkeypatch.setattr(export_check, "_run_alone", lambda *_: alone)
+    assert export_check.check_export(
+        path, *load_checkpoint(run / "checkpoints" / "last")[:2], CATEGORIES
+    ).holds
+    assert capfd.readouterr() == ("", "")
 
 
 def test_label_map_and_manifest_are_inside(exported):
@@ -294,3 +322,6 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert "there is nothing at" in capsys.readouterr().err
     assert export_tool.main([str(tmp_path)]) == 2
     assert "is no SavedModel, no checkpoint and no run's folder" in capsys.readouterr().err
+    (tmp_path / "saved_model.pb").touch()
+    assert export_tool.main([str(tmp_path)]) == 2
+    assert "is a SavedModel already; name its run or its checkpoint" in capsys.readouterr().err

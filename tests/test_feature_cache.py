@@ -1,7 +1,9 @@
 """Training from kept features is training: the same losses, and never from stale ones."""
 
 import json
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -398,13 +400,17 @@ def test_a_stop_request_while_features_are_computed_saves_the_run(
 ):
     model, run = tiny_model(), RunLog(tmp_path / "run")
 
-    def stopped(*arguments, **how):
+    def stopped(model, plan, note, is_stopped):
+        assert not is_stopped()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert is_stopped()
         raise CacheStopped
 
     cache = cache_of()
     monkeypatch.setattr(cache, "open", stopped)
-    with pytest.raises(Interrupted, match="stopped at step 0 of 3"):
+    with pytest.raises(Interrupted, match="stopped at step 0 of 3") as stop:
         fit(model, plan_of(model, HEADS), uncached, tiny_config(), cache=cache, run=run)
+    assert stop.value.signal_number == signal.SIGTERM
     assert checkpoint.read_info(run.last).step == 0
 
 

@@ -111,6 +111,12 @@ def test_mistakes_are_one_line_and_write_nothing(source, capsys):
         (["--set", "model.feature_extractor.type=resnet50"], "holds inception_v2, but the model is resnet50"),
         (["--output", "taken"], "exists and is no checkpoint"),
         (["--label-map", "none.pbtxt"], "none.pbtxt"),
+        (
+            ["--class-names", "a,,b"],
+            "--class-names 'a,,b': expected names and commas, like cat,dog; name 2 is",
+        ),
+        (["--class-names", ""], "--class-names '': expected names and commas, like cat,dog; name 1 is empty"),
+        (["--class-names", "a, b,a"], "--class-names 'a, b,a': 'a' is there twice; give each class one name"),
     ):
         assert tool.main([*arguments, *more]) == 2
         error = capsys.readouterr().err

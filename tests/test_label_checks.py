@@ -6,7 +6,7 @@ import tensorflow as tf
 from PIL import Image
 
 from data.dataset import LabelError
-from data.label_checks import encoded_size, image_size, image_sizes
+from data.label_checks import encoded_size, image_size, image_sizes, select_categories
 
 COLOURS = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8))
 
@@ -45,3 +45,9 @@ def test_a_bmp_with_a_palette_is_refused(image, tmp_path):
         found = tf.io.decode_image(path.read_bytes(), channels=3).numpy()
         np.testing.assert_array_equal(found[..., 0], np.asarray(Image.open(path)))
         assert np.ptp(found, axis=-1).max() == 0
+
+
+def test_a_class_without_name_cannot_be_asked_for():
+    # Of VOC's labels the names that are asked for are all that is known.
+    with pytest.raises(LabelError, match="class_names: name 2 is empty; leave it out"):
+        select_categories({1: "cat", 2: ""}, ("cat", ""), "Annotations")

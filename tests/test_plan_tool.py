@@ -43,6 +43,10 @@ def test_the_dry_run_shows_what_a_freeze_would_do(selectors, state, capsys):
 
 
 def test_it_needs_classes(capsys):
+    for names, message in (("a,,b", "name 2 is empty"), ("a,b, a", "'a' is there twice"), ("", "name 1 is")):
+        assert plan_tool.main(["--class-names", names, "--set", "train.restore.path=null"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: --class-names {names!r}: ") and message in error
     assert plan_tool.main(["--set", "data.train=null", "--set", "train.restore.path=null"]) == 2
     assert "set data.train" in capsys.readouterr().err
 

@@ -1,3 +1,4 @@
+import io
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ from detector import checkpoint
 from detector.builder import build_model, build_resizer
 from detector.checkpoint import CheckpointInfo
 from detector.config import override
+from detector.loading import load_detector
 from detector.resizer import to_canvas
 
 IDS = (7, 3, 90)
@@ -89,6 +91,28 @@ def test_pictures_and_predictions_of_files_and_folders(model_and_path, images, c
     assert [entry["category_name"] for entry in mine] == [CLASS_NAMES[index] for index in classes]
     assert [entry["category_id"] for entry in mine] == [IDS[index] for index in classes]
     assert {entry["file_name"] for entry in mine} == {str(images / "in" / "a.png")}
+
+
+def test_a_bmp_with_a_palette_is_skipped_as_training_refuses_it(model_and_path, images, capsys):
+    source, colours = images / "map.bmp", Image.open(images / "in" / "a.png").quantize(16)
+    colours.save(source)
+    assert predict_tool.main([str(model_and_path[1]), str(source), "--output", str(images / "out")]) == 1
+    reason = "it is a BMP with a palette, which TensorFlow cannot read; convert it to PNG or JPEG"
+    assert f"skipped {source}: {reason}\n" in capsys.readouterr().err
+    page = json.loads((images / "out" / "predictions.json").read_text())
+    assert page["skipped"] == [{"file_name": str(source), "reason": reason}] and not page["images"]
+
+
+def test_what_cannot_be_decoded_is_said_in_one_line(model_and_path, images):
+    detector = load_detector(model_and_path[1])
+    with pytest.raises(ValueError, match=r"^an image cannot be decoded: Unknown image file format[^\n]*$"):
+        detector.detect([(images / "in" / "readme.txt").read_bytes()])
+    buffer = io.BytesIO()
+    Image.open(images / "in" / "a.png").quantize(16).save(buffer, "BMP")
+    with pytest.raises(
+        ValueError, match=r"^an image cannot be decoded: it is a BMP with a palette, .* JPEG$"
+    ):
+        detector.detect([buffer.getvalue()])
 
 
 def test_mistakes_are_named_before_the_model_is_loaded(images, capsys):

@@ -22,6 +22,25 @@ def test_metrics_come_back_and_a_half_written_line_is_dropped(tmp_path):
     assert [row["loss"] for row in run.read_metrics()] == [0.5, 0.2]
 
 
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        (b'"step": 1}', "expected JSON: "),
+        (b'{"step": 1, "\xff": 2}', "expected JSON: "),
+        (b"[1, 2]", r"expected a mapping with a 'step', got \[1, 2\]"),
+        (b'{"loss": 2.0}', "expected a mapping with a 'step', got {"),
+    ],
+)
+def test_a_damaged_line_of_the_metrics_is_named_and_the_others_stay(line, what, tmp_path):
+    run = RunLog(tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=rf"metrics.jsonl: line 2 is damaged: {what}.*; delete the line"):
+        run.forget_after(2)
+    assert path.read_bytes() == before
+
+
 def test_a_page_that_cannot_be_written_leaves_the_older_and_no_half_written_one(tmp_path, monkeypatch):
     run = RunLog(tmp_path / "run")
     run.write_text("plan.json", "old")
@@ -94,6 +113,34 @@ def test_the_newest_checkpoints_are_those_of_the_largest_steps(tmp_path):
     run.keep_newest(3)
     names = {"step-999500", "step-1000000", "step-1000500", own.name}
     assert {path.name for path in run.checkpoints.glob("step-*")} == names
+
+
+def test_going_back_leaves_a_run_as_it_was_then(tmp_path):
+    def run_with(best):
+        run = RunLog(tmp_path / f"best-{best}")
+        for step in (1, 2, 3, 4):
+            run.checkpoint_path(step).mkdir()
+        run.point("last", run.checkpoint_path(4))
+        run.point("best", run.checkpoint_path(best))
+        for name in ("config.yaml", "evaluation.json", "detections.json", "freeze_proof.json"):
+            run.write_text(name, "{}")
+        return run
+
+    run = run_with(best=1)
+    dropped = run.go_back(run.checkpoint_path(2), best_step=1)
+    assert [path.name for path in dropped] == ["step-000003", "step-000004"]
+    assert {path.name for path in run.checkpoints.iterdir()} == {"step-000001", "step-000002", "best", "last"}
+    assert (run.best, run.last) == (run.checkpoint_path(1), run.checkpoint_path(2))
+    # It is not finished any more.
+    assert {path.name for path in run.folder.iterdir()} == {"config.yaml", "tensorboard", "checkpoints"}
+
+    # The best of all is dropped; what was the best then counts, if it is still there.
+    run = run_with(best=4)
+    run.go_back(run.checkpoint_path(3), best_step=2)
+    assert run.best == run.checkpoint_path(2)
+    run = run_with(best=3)
+    run.go_back(run.checkpoint_path(2), best_step=None)
+    assert run.best is None and not (run.checkpoints / "best").is_symlink()
 
 
 def test_a_pointer_to_a_deleted_checkpoint_is_none(tmp_path):

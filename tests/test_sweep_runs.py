@@ -57,6 +57,12 @@ def test_a_run_is_read_back(tmp_path):
     assert read_run(tmp_path).seconds is None
     add_cost(tmp_path, 10.0, 500)
     add_cost(tmp_path, 5.0, 300)  # resumed
+    for name in ("plan.json", "cost.json"):
+        whole = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(whole[:-5])
+        with pytest.raises(ValueError, match=rf"{name} is damaged: expected JSON: .*; delete .* to train"):
+            read_run(tmp_path)
+        (tmp_path / name).write_text(whole)
     run = read_run(tmp_path)
     assert (run.seed, run.classes, run.step_seconds) == (3, {"cat": 0.4}, 1.0)
     assert (run.trained_parameters, run.parameters) == (2 + 4, 2 + 4 + 6)

@@ -204,10 +204,20 @@ def test_ctrl_c_reaches_the_run_and_stops_the_sweep(number, stand_in, config, tm
         time.sleep(0.05)
     os.kill(process.pid, number)
     _, error = process.communicate(timeout=180)
-    assert process.returncode == 130 and error.strip() == "stopped"
+    assert process.returncode == 128 + number and error.strip() == "stopped"
     assert [name for _, name, _ in calls()] == ["none", "rpn"]  # and not the tower
     # What it took until then is kept.
     assert json.loads((tmp_path / "out" / "rpn" / "seed-0" / "cost.json").read_text())["seconds"] > 0
+
+
+def test_under_nohup_closing_the_terminal_stops_nothing():
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does before it starts a command
+    try:
+        hang_up = "import os, signal; os.kill(os.getppid(), signal.SIGHUP)"
+        code, _, stopped_by = sweep_tool._wait(subprocess.Popen([sys.executable, "-c", hang_up]))
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+    assert (code, stopped_by) == (0, None)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import random
 import re
 import shutil
@@ -18,6 +19,7 @@ import train
 import train as train_tool
 import yaml
 
+from data.pipeline import training_batches
 from detector import checkpoint
 from detector.run_lock import run_lock
 
@@ -149,7 +151,112 @@ def test_a_run_goes_on_only_with_what_it_began_with(short_run, tmp_path, capsys,
     reading(lambda data: dataclasses.replace(data, categories=data.categories[::-1]))
     assert "began with the classes 'circle' (1), 'square' (2)" in refused()
     monkeypatch.undo()
+    partial = run / "checkpoints" / ".step-000003.partial"  # of a run that was killed as it saved
+    partial.mkdir()
+    (partial / "variables_part").write_bytes(bytes(1000))
+    with run_lock(run):
+        refused()
+        assert partial.is_dir()
     assert train_tool.main(["--resume", str(run)]) == 0
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("plan.json", lambda text: text[:-50], "expected JSON: "),
+        ("plan.json", lambda text: "{}", "it lacks the key 'stages'"),
+        ("plan.json", lambda text: text.replace('"trained"', '"frozen"', 1), "the freeze plan was altered"),
+        ("plan.json", None, "no such file"),
+        ("data.json", lambda text: "", "expected JSON: "),
+        ("data.json", lambda text: "[1]", "other values than were written"),
+        ("config.yaml", lambda text: "", "it is empty"),
+        ("config.yaml", lambda text: "\udcff" + text, "not UTF-8"),
+        ("checkpoints/last/checkpoint.json", lambda text: text[:-50], "is damaged"),
+        (
+            "checkpoints/last/checkpoint.json",
+            lambda text: text.replace('"best_ap"', '"best"', 1),
+            "`training` is not that of this version",
+        ),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(name, damage, message, short_run, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(short_run, run, symlinks=True)
+    path = run / name
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_text(damage(path.read_text()), errors="surrogateescape")
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    capsys.readouterr()
+    assert train_tool.main(["--resume", str(run), "--no-progress"]) == 2
+    error = capsys.readouterr().err
+    assert str(path) in error or str(path.parent.resolve() / path.name) in error
+    assert message in error and error.count("\n") == 1
+    assert {file: file.read_bytes() for file in before} == before
+
+
+@pytest.mark.usefixtures("eagerly")
+def test_the_exit_code_says_which_signal_stopped_the_run(config, tmp_path, capsys, monkeypatch):
+    def stopped_by(number, *arguments):
+        def batches(*arguments, **options):
+            for batch in training_batches(*arguments, **options):
+                os.kill(os.getpid(), number)
+                yield batch
+
+        monkeypatch.setattr("data.pipeline.training_batches", batches)
+        return train_tool.main([*arguments, "--no-progress"])
+
+    run = str(tmp_path / "run")
+    start = ["--config", str(config), "--run", run, "--set", "data.evaluate=null"]
+    assert stopped_by(signal.SIGTERM, *start) == 143
+    assert (
+        f"stopped at step 1 of 12; to go on: python tools/train.py --resume {run}" in capsys.readouterr().err
+    )
+    assert stopped_by(signal.SIGINT, "--resume", run) == 130
+    assert "stopped at step 2 of 12" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("eagerly")
+def test_a_run_goes_back_to_an_earlier_checkpoint_and_ends_with_the_same_bits(config, tmp_path, capsys):
+    run = tmp_path / "run"
+    options = ["--set", "train.steps=3", "--set", "train.checkpoint_every=1", "--set", "data.evaluate=null"]
+    assert train_tool.main(["--config", str(config), "--run", str(run), *options, "--no-progress"]) == 0
+    whole = values_of(run)
+    first, second, third = (run / "checkpoints" / f"step-00000{step}" for step in (1, 2, 3))
+    for damaged in (second, third):
+        data = next(damaged.glob("variables.data*"))
+        data.write_bytes(data.read_bytes()[:-5])
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+
+    capsys.readouterr()
+    assert train_tool.main(["--resume", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert f"{third} is damaged or incomplete" in error
+    assert f"; to go back: python tools/train.py --resume {second}, or {first}\n" in error
+    assert train_tool.main(["--resume", str(second)]) == 2
+    error = capsys.readouterr().err
+    assert f"{second} is damaged or incomplete" in error
+    assert f"; to go back: python tools/train.py --resume {first}\n" in error
+    copied = run / "checkpoints" / "best"
+    shutil.copytree(first, copied)
+    assert train_tool.main(["--resume", str(copied)]) == 2
+    assert f"{copied} is a copy of a checkpoint; name the one beside it" in capsys.readouterr().err
+    shutil.rmtree(copied)
+    # Nothing was dropped for a checkpoint that is damaged.
+    assert {file: file.read_bytes() for file in before} == before
+
+    assert train_tool.main(["--resume", str(first), "--no-progress"]) == 0
+    printed = capsys.readouterr().out
+    assert f"going back to {first}; dropped: step-000002, step-000003\n" in printed
+    assert f"resuming {run} at step 1\n" in printed
+    again = values_of(run)
+    assert {key: value.tobytes() for key, value in again.items()} == {
+        key: value.tobytes() for key, value in whole.items()
+    }
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
 
 
 def test_a_run_that_was_cut_off_before_its_first_checkpoint_starts_again(short_run, tmp_path, capsys):

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from detector.whole_folder import written_whole
+from detector.whole_folder import clear_up, written_whole
 
 
 def names(folder):
@@ -55,3 +55,21 @@ def test_a_folder_that_cannot_be_moved_to_its_place_brings_the_old_one_back(plac
     ):
         (folder / "text").write_text("new")
     assert names(place.parent) == ["page"] and (place / "text").read_text() == "old"
+
+
+def test_what_killed_processes_left_is_cleared_up_and_nothing_else(tmp_path):
+    for name in (
+        ".step-2.partial",
+        ".step-2.old",
+        ".step-3.old",
+        ".step-3.partial",
+        ".other.partial",
+        "step-2",
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "text").write_text(name)
+    clear_up(tmp_path, "step-*")
+    assert names(tmp_path) == [".other.partial", "step-2", "step-3"]
+    # It was killed after the old one had made way, and before the new one took its place.
+    assert (tmp_path / "step-3" / "text").read_text() == ".step-3.old"
+    assert (tmp_path / "step-2" / "text").read_text() == "step-2"

@@ -6,6 +6,7 @@ Import it before anything that imports TensorFlow.
 import argparse
 import gc
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -33,10 +34,18 @@ if TYPE_CHECKING:
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "shapes.yaml"
 
 
+class StopSignal(KeyboardInterrupt):
+    """A signal that asks to stop, as Ctrl-C does; `number` is its own."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+
 def run(main: Callable[[], int]) -> int:
     """Call a command and turn its errors into one message.
 
-    Exit code 2 is for what the user asked for, 1 for a run that failed.
+    Exit code 2 is for what the user asked for, 1 for a run that failed, 128 and its number for a signal.
     """
     from detector.freeze_proof import FreezeProofError
     from detector.train import NonFiniteLossError
@@ -52,9 +61,9 @@ def run(main: Callable[[], int]) -> int:
     except (NonFiniteLossError, FreezeProofError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr)
-        return 130
+        return 128 + (stop.number if isinstance(stop, StopSignal) else signal.SIGINT)
 
 
 # What TensorFlow may do to a graph before its first run, beside fusing operations (its remapper).  On a CPU
@@ -138,6 +147,39 @@ def add_freeze_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_checkpoint_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--checkpoint`; `check_choice` goes with it."""
+    parser.add_argument(
+        "--checkpoint",
+        choices=["best", "last"],
+        help="of a run (default: best, or last if none was scored); any other is named by its folder, "
+        "RUN/checkpoints/step-…, in place of the run",
+    )
+
+
+def check_choice(choice: str | None, *models: Path) -> None:
+    """Refuse `--checkpoint` where none of the models is a run: it would be ignored.
+
+    What is not there at all is left to where it is read.
+    """
+    from detector.loading import run_of
+    from detector.run_log import is_run
+
+    def may_be_run(model: Path) -> bool:
+        return is_run(model) or not (model.exists() or model.with_name(f"{model.name}.index").exists())
+
+    if choice is None or any(map(may_be_run, models)):
+        return
+    if not models:
+        raise ValueError("--checkpoint chooses a checkpoint of a run: name the run")
+    run = run_of(models[0])
+    remedy = "a run's folder" if run is None else f"the run {run}"
+    raise ValueError(
+        f"--checkpoint {choice} chooses a checkpoint of a run, and {models[0]} is none: leave it out, or "
+        f"name {remedy}"
+    )
+
+
 def load_config(arguments: argparse.Namespace, training: bool = True) -> "Config":
     """Read the configuration that the options name, and lay the other options over it.
 
@@ -188,6 +230,19 @@ def _unfreeze_stage(text: str) -> "FreezeStageConfig":
     if not separator or not step.isdigit() or int(step) < 1 or not selectors:
         raise ValueError(f"--unfreeze-at takes STEP:SELECTOR, like 500:box_classifier; got {text!r}")
     return FreezeStageConfig(from_step=int(step), unfreeze=tuple(split_selectors(selectors)))
+
+
+def split_class_names(text: str) -> tuple[str, ...]:
+    """Return the names of `--class-names A,B,…`; ValueError for one that is empty or there twice."""
+    names = tuple(name.strip() for name in text.split(","))
+    for number, name in enumerate(names, start=1):
+        if not name:
+            raise ValueError(
+                f"--class-names {text!r}: expected names and commas, like cat,dog; name {number} is empty"
+            )
+        if name in names[: number - 1]:
+            raise ValueError(f"--class-names {text!r}: {name!r} is there twice; give each class one name")
+    return names
 
 
 def read_source(

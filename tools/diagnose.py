@@ -38,9 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="a run or a checkpoint (default: what train.restore.path names)",
     )
     command_line.add_config_options(parser)
-    parser.add_argument(
-        "--checkpoint", choices=["best", "last"], help="of a run (default: best, or last if none was scored)"
-    )
+    command_line.add_checkpoint_option(parser)
     parser.add_argument(
         "--batches",
         type=int,
@@ -73,6 +71,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     if arguments.batches < 1:
         raise ValueError(f"--batches: expected 1 or more, got {arguments.batches}")
     path = arguments.model
+    command_line.check_choice(arguments.checkpoint, *([] if path is None else [path]))
     if path is not None and is_saved_model(path):
         raise ValueError(f"{path} is a SavedModel, which has no gradients; name its run or its checkpoint")
     if path is not None and (is_run(path) or not path.exists()):

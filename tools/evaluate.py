@@ -40,9 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "own scores stay those of its training; evaluation-NAME there for a checkpoint or SavedModel of the "
         "run; or beside the model)",
     )
-    parser.add_argument(
-        "--checkpoint", choices=["best", "last"], help="of a run (default: best, or last if none was scored)"
-    )
+    command_line.add_checkpoint_option(parser)
     arguments = parser.parse_args(argv)
     return command_line.run(lambda: _evaluate(arguments))
 
@@ -55,6 +53,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from detector.run_log import find_checkpoint, is_run
     from detector.score_table import score_table
 
+    command_line.check_choice(arguments.checkpoint, arguments.model)
     source_model = foreign_checkpoint.as_own(arguments.model, arguments)
     model = (
         source_model if is_saved_model(source_model) else find_checkpoint(source_model, arguments.checkpoint)

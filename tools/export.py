@@ -48,15 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="N",
         help="proposals an image (default: as trained); 100 take about half the time of 300",
     )
-    parser.add_argument(
-        "--checkpoint", choices=["best", "last"], help="of a run (default: best, or last if none was scored)"
-    )
+    command_line.add_checkpoint_option(parser)
     arguments = parser.parse_args(argv)
     return command_line.run(lambda: _export(arguments))
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from detector.export import export, export_settings, freeze_manifest, label_map_ids
+    from detector.export import export, export_settings, freeze_manifest, is_saved_model, label_map_ids
     from detector.export_check import ExportCheckError, check_export
     from detector.hardware import of_this_machine
     from detector.loading import load_checkpoint
@@ -65,7 +63,10 @@ def _export(arguments: argparse.Namespace) -> int:
 
     if arguments.max_proposals is not None and arguments.max_proposals < 1:
         raise ValueError(f"--max-proposals takes a number from 1 on, got {arguments.max_proposals}")
+    command_line.check_choice(arguments.checkpoint, arguments.model)
     source = foreign_checkpoint.as_own(arguments.model, arguments)
+    if is_saved_model(source):
+        raise ValueError(f"{source} is a SavedModel already; name its run or its checkpoint")
     checkpoint = find_checkpoint(source, arguments.checkpoint)
     model, resizer, info = load_checkpoint(checkpoint, arguments.precision, arguments.max_proposals)
     as_trained = ModelConfig.model_validate(info.model)

@@ -55,7 +55,7 @@ def _import(arguments: argparse.Namespace) -> int:
         arguments,
         output,
         arguments.type,
-        [name.strip() for name in arguments.class_names.split(",")] if arguments.class_names else (),
+        () if arguments.class_names is None else command_line.split_class_names(arguments.class_names),
         arguments.label_map,
     )
     _print(report, arguments.verbose)

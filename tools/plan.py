@@ -35,9 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="compare two runs, checkpoints or SavedModels variable by variable; exit code 1 if one that B's "
         "plan freezes differs",
     )
-    parser.add_argument(
-        "--checkpoint", choices=["best", "last"], help="of a run (default: best, or last if none was scored)"
-    )
+    command_line.add_checkpoint_option(parser)
     command_line.add_config_options(parser)
     command_line.add_freeze_options(parser)
     parser.add_argument(
@@ -70,15 +68,14 @@ def _plan(arguments: argparse.Namespace) -> int:
     from detector.experiment import prepare
     from detector.train import check_settings
 
-    if arguments.checkpoint:
-        raise ValueError("--checkpoint chooses a checkpoint of a run: name the run")
+    command_line.check_choice(arguments.checkpoint)
     config = command_line.load_config(arguments)
     console = Console(highlight=False)
     images = None
-    if arguments.class_names:
+    if arguments.class_names is not None:
         if is_auto(config):
             raise ValueError("--freeze auto looks at the training data; leave out --class-names")
-        class_names = tuple(name.strip() for name in arguments.class_names.split(","))
+        class_names = command_line.split_class_names(arguments.class_names)
     else:
         source = command_line.require_source(config.data.train, "data.train")
         dataset = command_line.read_source(source, config.data.class_names, config.model.num_classes)
@@ -97,6 +94,7 @@ def _show(arguments: argparse.Namespace) -> int:
     from detector.plan_record import read_record
     from detector.plan_table import plan_table
 
+    command_line.check_choice(arguments.checkpoint, arguments.model)
     record = read_record(arguments.model, arguments.checkpoint)
     console = Console(highlight=False)
     console.print(f"{record.path}, step {record.step}", markup=False, soft_wrap=True)
@@ -123,6 +121,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     from detector.plan_compare import compare, comparison_table
     from detector.plan_record import read_record
 
+    command_line.check_choice(arguments.checkpoint, *arguments.verify)
     a, b = (read_record(path, arguments.checkpoint) for path in arguments.verify)
     comparison = compare(a.digests, b.digests, b.frozen_since(a))
     console = Console(highlight=False)

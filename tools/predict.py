@@ -32,9 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--score-threshold", type=float, default=0.5, metavar="P", help="leave out what scores less (0.5)"
     )
-    parser.add_argument(
-        "--checkpoint", choices=["best", "last"], help="of a run (default: best, or last if none was scored)"
-    )
+    command_line.add_checkpoint_option(parser)
     arguments = parser.parse_args(argv)
     return command_line.run(lambda: _predict(arguments))
 
@@ -52,6 +50,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         raise ValueError(
             f"the pictures would come to lie among the images in {arguments.output}; name another --output"
         )
+    command_line.check_choice(arguments.checkpoint, arguments.model)
     detector = load_detector(arguments.model, arguments.checkpoint)
     ids, names = list(detector.label_map), list(detector.label_map.values())
 
@@ -144,6 +143,10 @@ def _decode(encoded: bytes) -> "np.ndarray":
     """Return an image as the model sees it, uint8 [h, w, 3]; ValueError if it cannot be decoded."""
     import tensorflow as tf
 
+    from detector import encoded_image
+
+    if encoded_image.has_palette(tf.constant(encoded)):
+        raise ValueError(encoded_image.PALETTE)
     try:
         return tf.io.decode_image(encoded, channels=3, expand_animations=False).numpy()
     except tf.errors.InvalidArgumentError:

@@ -213,40 +213,45 @@ def _train(run: Run, state: "State") -> int:
         log.flush()
         # In a session of its own, so that Ctrl-C comes once, from here, and not from the terminal as well.
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        code, peak, stopped = _wait(process)
+        code, peak, stopped_by = _wait(process)
     add_cost(run.folder, time.monotonic() - start, peak)
-    if stopped:
-        raise KeyboardInterrupt
+    if stopped_by is not None:
+        raise command_line.StopSignal(stopped_by)
     return code
 
 
-def _wait(process: subprocess.Popen[bytes]) -> tuple[int, int, bool]:
-    """Return the exit code, the peak memory in bytes, and whether Ctrl-C, SIGTERM or SIGHUP came.
+def _wait(process: subprocess.Popen[bytes]) -> tuple[int, int, int | None]:
+    """Return the exit code, the peak memory in bytes, and which of SIGINT, SIGTERM and SIGHUP came, if any.
 
     These are passed on, and the run saves itself; a second one kills it.  The peak that the kernel tells is
     never below this process's own when the child began; the child loads all that this one has loaded by then.
     """
 
     def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
+        raise command_line.StopSignal(number)
 
-    stopped = False
-    # SIGHUP comes when the terminal is closed: the run, in a session of its own, would go on unseen.
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    stopped_by: int | None = None
+    # SIGHUP comes when the terminal is closed: the run, in a session of its own, would go on unseen.  Under
+    # nohup it is ignored, as that is what nohup is for.
+    previous = {
+        number: signal.signal(number, stop)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
     try:
         while True:
             try:
                 _, status, usage = os.wait4(process.pid, 0)
                 break
-            except KeyboardInterrupt:
-                process.send_signal(signal.SIGKILL if stopped else signal.SIGINT)
-                stopped = True
+            except KeyboardInterrupt as came:
+                process.send_signal(signal.SIGINT if stopped_by is None else signal.SIGKILL)
+                stopped_by = came.number if isinstance(came, command_line.StopSignal) else signal.SIGINT
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
     process.returncode = os.waitstatus_to_exitcode(status)
     # Kibibytes, but bytes on macOS.
-    return process.returncode, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), stopped
+    return process.returncode, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), stopped_by
 
 
 def _report(

@@ -11,9 +11,8 @@ import hashlib
 import itertools
 import json
 import shutil
-import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from detector.checkpoint import CheckpointInfo
     from detector.config import Config
     from detector.feature_cache import ExampleViews, FeatureCache
+    from detector.run_log import RunLog
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--run", type=Path, metavar="DIR", help="the run's folder (default: runs/NAME-001, …)"
     )
-    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with a run that was cut off")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="go on with a run that was cut off; given one of its checkpoints, RUN/checkpoints/step-…, go "
+        "back there and drop what came after it",
+    )
     parser.add_argument(
         "--cache-limit",
         type=float,
@@ -68,6 +74,7 @@ def _train(
     from detector.resizer import to_canvas
     from detector.run_lock import run_lock
     from detector.run_log import RunLog, environment
+    from detector.run_page import read_page
     from detector.score_table import score_table
     from detector.train import Interrupted, check_settings, fit
 
@@ -75,8 +82,8 @@ def _train(
     limit = [] if arguments.cache_limit is None else [f"train.cache_limit_gb={arguments.cache_limit}"]
     if arguments.resume:
         _refuse_ignored_options(parser, arguments)
-        config = load(_resumable(arguments.resume), limit)
-        locks.enter_context(run_lock(arguments.resume))
+        folder, earlier = _run_and_checkpoint(arguments.resume)
+        config = load(_resumable(folder, earlier, locks), limit)
     else:
         arguments.set += limit
         config = command_line.load_config(arguments)
@@ -105,13 +112,25 @@ def _train(
         if dataset is not None
     }
     if arguments.resume:
-        run = RunLog(arguments.resume)
-        assert run.last is not None
-        resume_from = checkpoint.read_info(run.last)
+        run = RunLog(folder)
+        start = earlier or run.last
+        assert start is not None
+        with _naming_earlier_ones(run, start):
+            resume_from = checkpoint.read_info(start)
         _require_same_data(run.folder, resume_from, train_set, labels)
+        schedule = read_page(
+            run.folder / "plan.json",
+            FreezeSchedule.from_dict,
+            f"put a copy back, or start a new run with --set train.restore.path={run.folder}",
+        )
         model = build_model(config.model, resume_from.class_names, seed=config.train.seed)
-        schedule = FreezeSchedule.from_dict(json.loads((run.folder / "plan.json").read_text()))
         provenance = resume_from.provenance
+        if earlier is not None:
+            with _naming_earlier_ones(run, earlier):
+                checkpoint.read_values(earlier, resume_from)  # before later ones are dropped for it
+            dropped = run.go_back(earlier, resume_from.training.get("best_step"))
+            names = ", ".join(path.name for path in dropped) or "nothing"
+            console.print(f"going back to {earlier}; dropped: {names}", markup=False, soft_wrap=True)
         console.print(f"resuming {run.folder} at step {resume_from.step}", markup=False, soft_wrap=True)
     else:
         # The run keeps the configuration as given, `--freeze auto` included; the plan says what came of it.
@@ -123,6 +142,7 @@ def _train(
         locks.enter_context(run_lock(folder))
         _forget_a_start(folder)
         run = RunLog(folder)
+        run.forget_half_written()
         run.write_text("config.yaml", config.to_yaml())
         run.write_json("data.json", {"labels_sha256": labels})
         run.write_json("plan.json", schedule.to_dict())
@@ -146,7 +166,7 @@ def _train(
             cache_batch_size=config.evaluate.batch_size,
             note=lambda text: console.print(text, markup=False, soft_wrap=True),
         )
-    with plain_errors():
+    with plain_errors(), _naming_earlier_ones(run, run.last):
         before = None
         if evaluator is not None and config.train.evaluate_at_start and resume_from is None:
             before = evaluator(schedule.stages[0].plan)
@@ -176,7 +196,7 @@ def _train(
             )
         except Interrupted as stop:
             print(f"{stop}; to go on: python tools/train.py --resume {run.folder}", file=sys.stderr)
-            return 128 + signal.SIGINT
+            return 128 + stop.signal_number
 
     if evaluator is not None:
         # A run that was cut off after its last step has a checkpoint and no scores yet.
@@ -287,6 +307,8 @@ def _require_same_data(
     folder: Path, resume_from: "CheckpointInfo", train_set: "DetectionDataset", labels: dict[str, str]
 ) -> None:
     """Refuse to go on with other labels than the run began with: what it learned would change its meaning."""
+    from detector.run_page import read_page
+
     categories = [{"id": category.id, "name": category.name} for category in train_set.categories]
     if categories != resume_from.categories:
         raise ValueError(
@@ -296,7 +318,11 @@ def _require_same_data(
     page = folder / "data.json"
     if not page.is_file():  # of a version that did not write one
         return
-    before = json.loads(page.read_text(encoding="utf-8"))["labels_sha256"]
+    before = read_page(
+        page,
+        lambda values: dict(values["labels_sha256"]),
+        "put a copy back, or delete it if the labels are those that the run began with",
+    )
     for name in sorted({*before, *labels}):
         if before.get(name) != labels.get(name):
             raise ValueError(
@@ -328,12 +354,50 @@ def _new_folder(wanted: Path | None, config: Path | None) -> Path:
     return next(folder for folder in folders if not folder.exists())
 
 
-def _resumable(folder: Path) -> Path:
+def _run_and_checkpoint(path: Path) -> tuple[Path, Path | None]:
+    """Return the run's folder that `path` is, or that it is a checkpoint of, and in this case that one."""
+    from detector.checkpoint import is_checkpoint
+
+    if path.parent.name == "checkpoints" and is_checkpoint(path):
+        own = path.resolve().name  # `last` and `best` are to point at others
+        if not own.startswith("step-"):
+            raise ValueError(
+                f"{path} is a copy of a checkpoint; name the one beside it: {path.parent}/step-…"
+            )
+        return path.parent.parent, path.parent / own
+    return path, None
+
+
+@contextlib.contextmanager
+def _naming_earlier_ones(run: "RunLog", start: Path | None) -> Iterator[None]:
+    """Have an error of the checkpoint `start` say from which earlier ones the run can go on."""
+    from detector.checkpoint import CheckpointError
+
+    try:
+        yield
+    except CheckpointError as error:
+        folders = list(run.by_step().values())
+        before = folders[: folders.index(start)][::-1] if start in folders else []
+        remedy = "; to go back: python tools/train.py --resume " if before else ""
+        raise ValueError(f"{error}{remedy}{', or '.join(map(str, before))}") from None
+
+
+def _resumable(folder: Path, earlier: Path | None, locks: contextlib.ExitStack) -> Path:
+    """Lock the folder of a run that can go on, and return its configuration's file."""
+    from detector.run_lock import run_lock
     from detector.run_log import RunLog
 
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"{folder} is no run's folder: it has no config.yaml")
-    if RunLog(folder).last is None:
+    if not (folder / "config.yaml").stat().st_size:
+        raise ValueError(
+            f"{folder}/config.yaml is damaged: it is empty; put a copy back, or start a new run with "
+            f"--set train.restore.path={folder}"
+        )
+    locks.enter_context(run_lock(folder))
+    run = RunLog(folder)
+    run.forget_half_written()
+    if earlier is None and run.last is None:
         raise ValueError(
             f"{folder} was cut off before its first checkpoint; "
             f"start it again with --config {folder}/config.yaml --run {folder}"
