@@ -47,6 +47,7 @@ def test_it_needs_classes(capsys):
     assert "set data.train" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("few_shapes")
 def test_auto_prints_its_reasons_and_its_plan(monkeypatch, capsys, tmp_path):
     def auto_freeze(model, batches, *, restored):
         assert not restored and len(next(iter(batches))["image"]) == 8
