@@ -3,6 +3,7 @@
 import command_line  # isort: skip  # sets what TensorFlow reads when it is imported
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
+import detector.builder
+import detector.cost
 from data.shapes import IMAGE_COUNTS
 from detector import export_check
 from detector.batch_norm import BatchNorm
@@ -61,6 +64,23 @@ def few_shapes() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for split in IMAGE_COUNTS:
             patch.setitem(IMAGE_COUNTS, split, 8)
+        yield
+
+
+@pytest.fixture(scope="module")
+def built_once() -> Iterator[None]:
+    """Build and cost a detector once for all commands of a module that restore it whole, or do not run it."""
+    build = cache(detector.builder.build_model)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("experiment", "diagnose"):
+            # What moves the statistics is none of the builder's business.
+            patch.setattr(
+                f"detector.{module}.build_model",
+                lambda settings, class_names, seed: build(
+                    settings.model_copy(update={"batch_norm": "auto"}), tuple(class_names), seed
+                ),
+            )
+        patch.setattr("detector.cost.stage_costs", cache(detector.cost.stage_costs))
         yield
 
 

@@ -16,6 +16,8 @@ from detector.freeze import resolve, rows_of
 from detector.freeze_proof import prove
 from detector.run_log import RunLog
 
+pytestmark = pytest.mark.usefixtures("built_once")
+
 CATEGORIES = [{"id": i, "name": name} for i, name in enumerate(CLASS_NAMES, 1)]
 
 
@@ -93,9 +95,11 @@ def trained(tmp_path_factory):
         run.point("last", checkpoint.save(run.checkpoint_path(step), info, variables))
         proofs.append(prove(before, frozen, step, provenance).to_dict())
     manifest = {**freeze_manifest(model, info), "proofs": info.training["proofs"]}
-    export(
-        model, build_resizer(config.model), folder / "saved_model", categories=CATEGORIES, manifest=manifest
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        # What it serves is not looked at, and takes seconds to trace.
+        patch.setattr("detector.export.serving_functions", lambda *_: {})
+        resizer = build_resizer(config.model)
+        export(model, resizer, folder / "saved_model", categories=CATEGORIES, manifest=manifest)
     return folder
 
 
