@@ -332,6 +332,8 @@ def run(tmp_path_factory, few_shapes):
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:Even though the:UserWarning")
+@pytest.mark.usefixtures("eagerly")  # the measurements above are traced
 def test_the_tool_writes_a_page_and_a_picture(run, capsys):
     assert diagnose_tool.main([str(run), "--batches", "2"]) == 0
     printed = capsys.readouterr().out
