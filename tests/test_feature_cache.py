@@ -18,7 +18,11 @@ from detector.owned_folder import owned_folder
 from detector.run_log import RunLog
 from detector.train import Interrupted, fit
 
-pytestmark = pytest.mark.usefixtures("rewritten_graphs")
+pytestmark = [
+    pytest.mark.usefixtures("rewritten_graphs"),
+    # TensorFlow's notice that data sets are not run eagerly.
+    pytest.mark.filterwarnings("ignore:Even though the:UserWarning"),
+]
 
 CLASS_NAMES = ("circle", "square", "star")
 ENTRIES = 5
