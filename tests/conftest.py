@@ -3,6 +3,7 @@
 import command_line  # isort: skip  # sets what TensorFlow reads when it is imported
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,13 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
+import detector.builder
+import detector.cost
+from data.shapes import IMAGE_COUNTS
+from detector import export_check
 from detector.batch_norm import BatchNorm
 from detector.builder import build_model
+from detector.component import walk_layers
 from detector.config import Config, override
 from detector.faster_rcnn import FasterRCNN
 from detector.freeze import rows_of
@@ -52,12 +58,53 @@ def rewritten_graphs() -> Iterator[None]:
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
+@pytest.fixture(scope="module")
+def few_shapes() -> Iterator[None]:
+    """Let the embedded data set have 8 images a split: to draw and to detect on all takes many seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        for split in IMAGE_COUNTS:
+            patch.setitem(IMAGE_COUNTS, split, 8)
+        yield
+
+
+@pytest.fixture(scope="module")
+def built_once() -> Iterator[None]:
+    """Build and cost a detector once for all commands of a module that restore it whole, or do not run it."""
+    build = cache(detector.builder.build_model)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("experiment", "diagnose"):
+            # What moves the statistics is none of the builder's business.
+            patch.setattr(
+                f"detector.{module}.build_model",
+                lambda settings, class_names, seed: build(
+                    settings.model_copy(update={"batch_norm": "auto"}), tuple(class_names), seed
+                ),
+            )
+        patch.setattr("detector.cost.stage_costs", cache(detector.cost.stage_costs))
+        yield
+
+
 @pytest.fixture
 def eagerly() -> Iterator[None]:
     """Run functions without tracing them: sooner, where it is for a few steps."""
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture
+def reloaded_here(monkeypatch) -> None:
+    """Run a SavedModel in this process, which saves the time of another one; `test_export.py` takes it."""
+
+    def run_here(saved_model, feeds):
+        loaded = tf.saved_model.load(str(saved_model))
+        return {
+            f"{key}:{name}": output.numpy()
+            for key, value in feeds.items()
+            for name, output in loaded.signatures[key.split(":")[0]](tf.constant(value)).items()
+        }
+
+    monkeypatch.setattr(export_check, "_run_alone", run_here)
 
 
 @pytest.fixture
@@ -92,10 +139,11 @@ class Models:
             if variables.keys() != self._new.keys():
                 continue
             for path, variable in variables.items():
-                variable.assign(self._new[path])
+                if variable.numpy().tobytes() != self._new[path].tobytes():  # to assign takes longer
+                    variable.assign(self._new[path])
             for component in model.components.values():
                 component.trainable = True
-                for layer in component.submodules:
+                for _, layer in walk_layers(component):
                     if isinstance(layer, BatchNorm):
                         layer.fixed_statistics = False
             recompute(model.components, rows_of(model.components, restored=()), [])

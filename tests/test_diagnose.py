@@ -317,7 +317,7 @@ def test_the_picture_has_a_bar_where_there_is_a_number(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, few_shapes):
     """A run's folder on the shapes, with one checkpoint."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     source = {"format": "shapes", "domain": "target", "split": "train", "root": str(folder / "shapes")}
@@ -332,6 +332,8 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:Even though the:UserWarning")
+@pytest.mark.usefixtures("eagerly")  # the measurements above are traced
 def test_the_tool_writes_a_page_and_a_picture(run, capsys):
     assert diagnose_tool.main([str(run), "--batches", "2"]) == 0
     printed = capsys.readouterr().out

@@ -31,13 +31,13 @@ def run(tmp_path_factory):
     values = {**TINY, "model": {**TINY["model"], "resizer": resizer, "box_classifier": box_classifier}}
     config = override(values, (), "tiny")
     run = RunLog(folder)
+    models = {step: build_model(config.model, CLASS_NAMES, seed=step) for step in (1, 2)}
     for step, name in [(1, "best"), (2, "last")]:
-        model = build_model(config.model, CLASS_NAMES, seed=step)
+        model = models[step]
         info = CheckpointInfo(step, MODEL_CATEGORIES, config.model.model_dump(mode="json"))
         run.point(name, save(run.checkpoint_path(step), info, model.variables_by_path))
-    best = build_model(config.model, CLASS_NAMES, seed=1)
     resize = build_resizer(config.model)
-    export(best, resize, folder / "saved_model", categories=MODEL_CATEGORIES, manifest={})
+    export(models[1], resize, folder / "saved_model", categories=MODEL_CATEGORIES, manifest={})
 
     images, annotations = [], []
     (folder / "images").mkdir()

@@ -9,7 +9,7 @@ import tensorflow as tf
 from conftest import CLASS_NAMES, TINY, tiny_batch
 from PIL import Image
 
-from detector import checkpoint, export_check
+from detector import checkpoint
 from detector.builder import build_model
 from detector.checkpoint import CheckpointInfo
 from detector.config import override
@@ -75,22 +75,8 @@ def run(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def reloaded_here(monkeypatch):
-    """Run a SavedModel in this process, which saves the time of another one; `test_export.py` takes it."""
-
-    def run_here(saved_model, feeds):
-        loaded = tf.saved_model.load(str(saved_model))
-        return {
-            f"{key}:{name}": output.numpy()
-            for key, value in feeds.items()
-            for name, output in loaded.signatures[key.split(":")[0]](tf.constant(value)).items()
-        }
-
-    monkeypatch.setattr(export_check, "_run_alone", run_here)
-
-
-def test_an_export_with_other_settings_says_what_they_cost(run, reloaded_here, capsys):
+@pytest.mark.usefixtures("reloaded_here")
+def test_an_export_with_other_settings_says_what_they_cost(run, capsys):
     assert export_tool.main([str(run), "--precision", "bfloat16", "--max-proposals", "3"]) == 0
     printed = capsys.readouterr().out
     assert "precision: bfloat16 instead of float32\nmax_proposals: 3 instead of 16\n" in printed

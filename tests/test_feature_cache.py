@@ -20,7 +20,11 @@ from detector.owned_folder import owned_folder
 from detector.run_log import RunLog
 from detector.train import Interrupted, fit
 
-pytestmark = pytest.mark.usefixtures("rewritten_graphs")
+pytestmark = [
+    pytest.mark.usefixtures("rewritten_graphs"),
+    # TensorFlow's notice that data sets are not run eagerly.
+    pytest.mark.filterwarnings("ignore:Even though the:UserWarning"),
+]
 
 CLASS_NAMES = ("circle", "square", "star")
 ENTRIES = 5
@@ -104,8 +108,10 @@ def folders(tmp_path):
 
 @pytest.mark.parametrize("freeze", [HEADS, PREDICTOR_ONLY])
 def test_the_losses_are_those_without_the_cache(
-    freeze, tiny_model, tiny_config, cache_of, uncached, tmp_path
+    freeze, tiny_model, tiny_config, cache_of, uncached, tmp_path, request
 ):
+    if freeze != HEADS:
+        request.getfixturevalue("eagerly")  # one traces its steps
     config = tiny_config("train.steps=2")
     runs = []
     for name, cache in (("with", cache_of()), ("without", None)):
@@ -149,7 +155,9 @@ def evaluator_of(tmp_path, views, tiny_config, examples):
 
 
 @pytest.mark.parametrize("freeze", [HEADS, PREDICTOR_ONLY])
-def test_detections_are_those_without_the_cache(tiny_model, evaluator_of, views, freeze):
+def test_detections_are_those_without_the_cache(tiny_model, evaluator_of, views, freeze, request):
+    if freeze == HEADS:
+        request.getfixturevalue("eagerly")  # the other is traced
     model, told = tiny_model(), []
     plan = plan_of(model, freeze)
     with_cache, without = evaluator_of(model, note=told.append), evaluator_of(model, is_cached=False)
@@ -170,6 +178,7 @@ def test_detections_are_those_without_the_cache(tiny_model, evaluator_of, views,
     assert told[0].startswith("evaluation: features after")
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_features_of_what_moved_after_all_are_not_detected_on(tiny_model, evaluator_of, tmp_path):
     model = tiny_model()
     plan = plan_of(model, HEADS)
@@ -185,6 +194,7 @@ def test_features_of_what_moved_after_all_are_not_detected_on(tiny_model, evalua
     assert len(folders(tmp_path)) == 2
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_an_evaluation_without_a_frozen_prefix_or_without_room_computes_all(tiny_model, evaluator_of):
     model, told = tiny_model(), []
     evaluator = evaluator_of(model, limit_bytes=1, note=told.append)
@@ -199,6 +209,7 @@ def test_an_evaluation_without_a_frozen_prefix_or_without_room_computes_all(tiny
     ]
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_training_does_not_take_what_was_computed_for_detection(tiny_model, views, tmp_path, tiny_config):
     # Anchors across the edge propose in detection alone.
     model = tiny_model()
@@ -209,6 +220,7 @@ def test_training_does_not_take_what_was_computed_for_detection(tiny_model, view
     assert len(folders(tmp_path)) == 2
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_a_cache_is_computed_once_and_used_again(tiny_model, cache_of, views, tmp_path):
     model = tiny_model()
     notes = []
@@ -254,6 +266,7 @@ def test_a_plan_without_a_frozen_prefix_has_nothing_to_cache(tiny_model, cache_o
     assert views.passes == 0
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_features_beyond_the_limit_are_not_kept(
     tiny_model, tiny_config, cache_of, uncached, tmp_path, capsys
 ):
@@ -267,6 +280,7 @@ def test_features_beyond_the_limit_are_not_kept(
     assert "raise train.cache_limit_gb" in said
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_the_cache_longest_unused_makes_room(tiny_model, cache_of, tmp_path):
     model = tiny_model()
     plan = plan_of(model, HEADS)
@@ -288,6 +302,7 @@ def test_a_stopped_computation_leaves_nothing(tiny_model, cache_of, tmp_path):
     assert not folders(tmp_path)
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_what_a_killed_run_left_half_made_goes_and_what_a_living_one_makes_stays(
     tiny_model, cache_of, tmp_path
 ):

@@ -26,10 +26,12 @@ from detector.train import fit
 PREDICTOR = "box_classifier/predictor"
 
 
-@pytest.fixture
-def rows(tiny_model):
-    model = tiny_model()
-    return rows_of(model.components, restored=model.variables_by_path)
+@pytest.fixture(scope="module")
+def rows(models):
+    model = models.lend()
+    rows = rows_of(model.components, restored=model.variables_by_path)
+    models.take_back()
+    return rows
 
 
 def resolved(rows, first, later, steps=100, **keywords):
@@ -289,18 +291,18 @@ def test_after_each_boundary_exactly_the_plans_variables_move(tiny_model, tiny_c
 def test_a_run_cut_off_in_its_second_stage_and_resumed_ends_with_the_same_bits(
     tiny_model, tiny_config, make_batch, tmp_path
 ):
-    config = tiny_config("train.steps=5", "train.optimizer.kind=adamw", "train.checkpoint_every=1")
+    config = tiny_config("train.steps=4", "train.optimizer.kind=adamw", "train.checkpoint_every=1")
 
     def schedule_of(model):
         rows = rows_of(model.components, restored=model.variables_by_path)
-        later = [FreezeStageConfig(from_step=2, unfreeze=("rpn",), lr_factor=0.5, warmup_steps=2)]
-        return resolved(rows, FreezeConfig(freeze=("feature_extractor", "rpn")), later, steps=5)
+        later = [FreezeStageConfig(from_step=1, unfreeze=("rpn",), lr_factor=0.5, warmup_steps=2)]
+        return resolved(rows, FreezeConfig(freeze=("feature_extractor", "rpn")), later, steps=4)
 
     whole, cut, resumed = tiny_model(), tiny_model(), tiny_model(seed=3)
     fit(whole, schedule_of(whole), batches(make_batch), config, run=RunLog(tmp_path / "whole"))
     run = RunLog(tmp_path / "cut")
-    with pytest.raises(ValueError, match="batches ended before step 3"):
-        fit(cut, schedule_of(cut), itertools.islice(batches(make_batch), 3), config, run=run)
+    with pytest.raises(ValueError, match="batches ended before step 2"):
+        fit(cut, schedule_of(cut), itertools.islice(batches(make_batch), 2), config, run=run)
     info = checkpoint.read_info(run.last)
     fit(resumed, schedule_of(resumed), batches(make_batch, info.step), config, run=run, resume_from=info)
     one, other = values_of(whole.variables_by_path), values_of(resumed.variables_by_path)

@@ -16,6 +16,8 @@ from detector.freeze import resolve, rows_of
 from detector.freeze_proof import prove
 from detector.run_log import RunLog
 
+pytestmark = pytest.mark.usefixtures("built_once")
+
 CATEGORIES = [{"id": i, "name": name} for i, name in enumerate(CLASS_NAMES, 1)]
 
 
@@ -51,6 +53,7 @@ def test_it_needs_classes(capsys):
     assert "set data.train" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("few_shapes")
 def test_auto_prints_its_reasons_and_its_plan(monkeypatch, capsys, tmp_path):
     def auto_freeze(model, batches, *, restored):
         assert not restored and len(next(iter(batches))["image"]) == 8
@@ -96,9 +99,11 @@ def trained(tmp_path_factory):
         run.point("last", checkpoint.save(run.checkpoint_path(step), info, variables))
         proofs.append(prove(before, frozen, step, provenance).to_dict())
     manifest = {**freeze_manifest(model, info), "proofs": info.training["proofs"]}
-    export(
-        model, build_resizer(config.model), folder / "saved_model", categories=CATEGORIES, manifest=manifest
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        # What it serves is not looked at, and takes seconds to trace.
+        patch.setattr("detector.export.serving_functions", lambda *_: {})
+        resizer = build_resizer(config.model)
+        export(model, resizer, folder / "saved_model", categories=CATEGORIES, manifest=manifest)
     return folder
 
 

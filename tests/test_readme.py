@@ -54,7 +54,7 @@ def test_every_command_is_understood(command, monkeypatch):
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch):
+def workplace(tmp_path, monkeypatch, few_shapes):
     """An empty folder with the checkout's configurations and data in it."""
     for name in ("configs", "data"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -62,6 +62,7 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.usefixtures("reloaded_here")
 def test_the_quick_start_leads_from_training_to_pictures(workplace, capsys):
     chain = [command for command in commands(ROOT / "README.md") if "runs/shapes-001" in " ".join(command)]
     chain = [command for command in chain if Path(command[0]).stem not in ("train", "plan")]
@@ -76,6 +77,8 @@ def test_the_quick_start_leads_from_training_to_pictures(workplace, capsys):
     assert list((workplace / "predictions").iterdir())
 
 
+@pytest.mark.filterwarnings("ignore:Even though the:UserWarning")
+@pytest.mark.usefixtures("eagerly")  # the quick start traces the same detector
 def test_the_library_example_runs(workplace, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     assert "train.steps=100" in code

@@ -11,15 +11,12 @@ import json
 import re
 import shlex
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import pytest
 import tensorflow as tf
 
 import data.shapes
-import detector.builder
-import detector.cost
 from detector import checkpoint
 from detector.freeze_schedule import FreezeSchedule
 
@@ -148,25 +145,15 @@ def shortened(command):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    """Draw few shapes, build and cost the detector once for all runs, and take steps without a trace."""
-    read, build = data.shapes.read_shapes, cache(detector.builder.build_model)
+def quick(tmp_path_factory, built_once):
+    """Draw few shapes once for all runs, build the detector once, and take steps without a trace."""
+    read = data.shapes.read_shapes
     root, counts = tmp_path_factory.mktemp("shapes"), dict.fromkeys(data.shapes.IMAGE_COUNTS, 8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "data.shapes.read_shapes",
             lambda _, domain, split, class_names: read(root, domain, split, counts, class_names),
         )
-        # A run restores all of the detector, so that it does not matter which runs had it before; and what
-        # moves the statistics is none of the builder's business.
-        for module in ("experiment", "diagnose"):
-            patch.setattr(
-                f"detector.{module}.build_model",
-                lambda settings, class_names, seed: build(
-                    settings.model_copy(update={"batch_norm": "auto"}), tuple(class_names), seed
-                ),
-            )
-        patch.setattr("detector.cost.stage_costs", cache(detector.cost.stage_costs))
         tf.config.run_functions_eagerly(True)
         yield
         tf.config.run_functions_eagerly(False)

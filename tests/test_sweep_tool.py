@@ -13,6 +13,11 @@ import pytest
 import sweep as sweep_tool
 import yaml
 
+from data.coco import read_coco
+from data.shapes import IMAGE_COUNTS, make_shapes
+
+pytestmark = pytest.mark.usefixtures("built_once")
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Takes the options of tools/train.py.  Freezing the RPN fails, or waits for Ctrl-C, where the folder says so.
@@ -61,9 +66,13 @@ write("metrics.jsonl", dict(step=1, loss=1.0, images_per_second=8.0))
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """A small detector on the shapes' target domain, from scratch."""
+    """A small detector on some of the shapes' target domain, from scratch."""
     folder = tmp_path_factory.mktemp("sweep_tool")
-    source = {"format": "shapes", "domain": "target", "split": "val", "root": str(folder / "shapes")}
+    # By their file, so that processes of their own do not draw all of them.
+    counts = {**dict.fromkeys(IMAGE_COUNTS, 1), "target/val": 40}
+    shapes = make_shapes(folder / "shapes", counts)["target/val"]
+    source = {"format": "coco", "annotations": str(shapes / "annotations.json")}
+    source["images"] = str(shapes / "images")
     values = {
         "model": {
             "feature_extractor": {"depth_multiplier": 0.1, "min_depth": 4, "batch_norm_momentum": 0.9},
@@ -85,9 +94,8 @@ def config(tmp_path_factory):
 @pytest.fixture
 def stand_in(config, tmp_path, monkeypatch):
     """Replace tools/train.py; returns a function to what it was called for, and the file of its mood."""
-    from data.shapes import read_shapes
-
-    truth = read_shapes(config.parent / "shapes", "target", "val").coco_ground_truth()
+    source = yaml.safe_load(config.read_text())["data"]["evaluate"]
+    truth = read_coco(source["annotations"], source["images"]).coco_ground_truth()
     found = [
         {**{key: a[key] for key in ("image_id", "category_id", "bbox")}, "score": 0.9}
         for a in truth["annotations"]

@@ -29,6 +29,11 @@ def plan_of(model, freeze=(), batch_norm="update", **keywords):
     return resolve(rows, freeze, batch_norm=batch_norm, **keywords)
 
 
+def cheap_plan_of(model):
+    """Return a plan with little to differentiate, where it does not matter what trains."""
+    return plan_of(model, ["all_but:box_classifier/predictor"])
+
+
 def changed_paths(before, after):
     assert before.keys() == after.keys()
     return {path for path in before if before[path].tobytes() != after[path].tobytes()}
@@ -86,7 +91,7 @@ def test_fixed_statistics_stand_still_while_scales_train(tiny_model, tiny_config
     model = tiny_model()
     before = values_of(model.variables_by_path)
     plan = plan_of(model, batch_norm="fixed")
-    fit(model, plan, batches(make_batch), tiny_config())
+    fit(model, plan, batches(make_batch), tiny_config("train.steps=1"))
     changed = changed_paths(before, values_of(model.variables_by_path))
     assert not [path for path in changed if "moving_" in path]
     assert {path for path in before if path.endswith("gamma")} <= changed
@@ -98,6 +103,7 @@ def test_weight_decay_and_l2_leave_frozen_variables_alone(tiny_model, tiny_confi
     before = values_of(model.variables_by_path)
     plan = plan_of(model, ["feature_extractor", "rpn"])
     config = tiny_config(
+        "train.steps=1",
         "train.optimizer.kind=adamw",
         "train.optimizer.weight_decay=0.5",
         "model.rpn.l2=1",
@@ -113,7 +119,8 @@ def test_weight_decay_and_l2_leave_frozen_variables_alone(tiny_model, tiny_confi
 def test_slots_exist_for_exactly_what_trains(kind, slots, tiny_model, tiny_config):
     model = tiny_model()
     plan = plan_of(model, ["feature_extractor", "box_classifier/tower"])
-    trained = {path: model.variables_by_path[path] for path in plan.trained}
+    variables = model.variables_by_path
+    trained = {path: variables[path] for path in plan.trained}
     created = []
 
     def note(create, **arguments):
@@ -140,6 +147,7 @@ def test_decay_leaves_biases_and_batch_norm_alone(tiny_config):
     }
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_the_clip_norm_counts_only_what_trains(tiny_model, tiny_config, make_batch):
     model = tiny_model()
     plan = plan_of(model, ["all_but:box_classifier/predictor"], batch_norm="fixed")
@@ -182,7 +190,7 @@ def test_images_without_objects_train_without_nan(tiny_model, tiny_config, make_
         }
 
     model = tiny_model()
-    fit(model, plan_of(model), (empty(step) for step in range(3)), tiny_config())
+    fit(model, plan_of(model), [empty(0)], tiny_config("train.steps=1"))
     assert all(np.isfinite(value).all() for value in values_of(model.variables_by_path).values())
 
 
@@ -226,7 +234,7 @@ def test_a_stop_request_saves_and_says_where(tiny_model, tiny_config, make_batch
     with pytest.raises(Interrupted, match="stopped at step 2 of 9"):
         fit(
             model,
-            plan_of(model),
+            cheap_plan_of(model),
             with_signal(),
             tiny_config("train.steps=9", "train.checkpoint_every=100"),
             run=run,
@@ -247,7 +255,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step_losses_and_images
     model, run = tiny_model(), RunLog(tmp_path)
     # uint8 and float images are two traces of the same step.
     with pytest.raises(NonFiniteLossError, match=r"step 2: a loss is not finite \(rpn_box .*images \[4, 5\]"):
-        fit(model, plan_of(model), poisoned(), tiny_config(), run=run)
+        fit(model, cheap_plan_of(model), poisoned(), tiny_config(), run=run)
     assert checkpoint.read_info(run.last).step == 2
 
 
@@ -279,7 +287,7 @@ def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(tiny_model, tiny_
     model, run = tiny_model(), RunLog(tmp_path)
     result = fit(
         model,
-        plan_of(model),
+        cheap_plan_of(model),
         batches(make_batch),
         config,
         run=run,
@@ -298,7 +306,7 @@ def test_a_run_that_patience_ended_stays_ended(tiny_model, tiny_config, make_bat
     def go_on(aps, resume_from=None):
         return fit(
             model,
-            plan_of(model),
+            cheap_plan_of(model),
             batches(make_batch, start=resume_from.step if resume_from else 0),
             config,
             run=run,
@@ -333,7 +341,8 @@ def test_a_frozen_prefix_is_not_differentiated(tiny_model, tiny_config, make_bat
         model = tiny_model()
         plan = plan_of(model, freeze, batch_norm="fixed")
         plan.apply(model.components)
-        trained = {path: model.variables_by_path[path] for path in plan.trained}
+        variables = model.variables_by_path
+        trained = {path: variables[path] for path in plan.trained}
         step = make_step(
             model, trained, GroupedOptimizer(tiny_config().train.optimizer, trained), clip_norm=None
         )

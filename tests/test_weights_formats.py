@@ -83,9 +83,17 @@ def run_stages(model, features, skip=()):
 # ---- Keras applications
 
 
+@pytest.fixture(scope="module")
+def keras_resnet50():
+    """Keras's network without its classifier."""
+    return tf_keras.applications.ResNet50(weights=None, include_top=False)
+
+
 @pytest.mark.parametrize("include_top", [False, True])
-def test_keras_applications_compute_the_same(models, tmp_path, include_top):
-    theirs = tf_keras.applications.ResNet50(weights=None, include_top=include_top, classes=7)
+def test_keras_applications_compute_the_same(models, keras_resnet50, tmp_path, include_top):
+    theirs = keras_resnet50
+    if include_top:
+        theirs = tf_keras.applications.ResNet50(weights=None, classes=7)
     randomise(theirs.variables)
     path = tmp_path / "resnet50.h5"
     theirs.save_weights(path) if include_top else theirs.save(path)
@@ -109,8 +117,8 @@ def test_keras_applications_compute_the_same(models, tmp_path, include_top):
         assert relative_error(output, expected[name]) < 1e-5, name
 
 
-def test_keras_epsilon_is_folded_into_small_variances(models, tmp_path):
-    theirs = tf_keras.applications.ResNet50(weights=None, include_top=False)
+def test_keras_epsilon_is_folded_into_small_variances(models, keras_resnet50, tmp_path):
+    theirs = keras_resnet50
     theirs.get_layer("conv1_bn").moving_variance.assign(np.full(64, 1e-6))
     theirs.save_weights(tmp_path / "resnet50.h5")
     model = models("resnet50", "keras")
@@ -122,8 +130,14 @@ def test_keras_epsilon_is_folded_into_small_variances(models, tmp_path):
 # ---- Model Garden
 
 
-def test_model_garden_backbones_compute_the_same(models, tmp_path):
-    theirs = backbones.ResNet(50, norm_epsilon=1e-5)
+@pytest.fixture(scope="module")
+def garden_resnet50():
+    """Model Garden's network, in the variant that detectors take."""
+    return backbones.ResNet(50, norm_epsilon=1e-5)
+
+
+def test_model_garden_backbones_compute_the_same(models, garden_resnet50, tmp_path):
+    theirs = garden_resnet50
     randomise(theirs.variables)
     path = tf.train.Checkpoint(backbone=theirs, head=tf_keras.layers.Dense(1)).save(tmp_path / "ckpt")
     model = models("resnet50", "garden")
@@ -147,8 +161,8 @@ def test_model_garden_backbones_compute_the_same(models, tmp_path):
         assert relative_error(outputs[f"conv{level}"], expected[str(level)]) < 1e-5, level
 
 
-def test_model_garden_variants_and_other_topologies_are_refused(models, tmp_path):
-    plain = tf.train.Checkpoint(backbone=backbones.ResNet(50)).save(tmp_path / "plain")
+def test_model_garden_variants_and_other_topologies_are_refused(models, garden_resnet50, tmp_path):
+    plain = tf.train.Checkpoint(backbone=garden_resnet50).save(tmp_path / "plain")
     with pytest.raises(
         WeightsError, match=r"holds resnet50 \(garden topology\), but the model is resnet50 \(keras"
     ):
@@ -361,10 +375,14 @@ def test_the_tf2_zoo_list_of_resnet50_is_restored_whole(shared, tmp_path, shared
     assert set(report.fresh) == fresh
 
 
-@pytest.mark.parametrize("depth", [101, pytest.param(152, marks=pytest.mark.slow)])
-def test_tf2_zoo_numbers_layers_as_keras_does(models, depth):
-    theirs = getattr(tf_keras.applications, f"ResNet{depth}")(weights=None, include_top=False)
-    last = {101: "conv4_block23_out", 152: "conv4_block36_out"}[depth]
+@pytest.mark.parametrize(
+    "depth", [50, *(pytest.param(depth, marks=pytest.mark.slow) for depth in (101, 152))]
+)
+def test_tf2_zoo_numbers_layers_as_keras_does(models, keras_resnet50, depth):
+    theirs = keras_resnet50
+    if depth != 50:
+        theirs = getattr(tf_keras.applications, f"ResNet{depth}")(weights=None, include_top=False)
+    last = {50: "conv4_block6_out", 101: "conv4_block23_out", 152: "conv4_block36_out"}[depth]
     half = tf_keras.Model(theirs.input, theirs.get_layer(last).output)
     numbered = [layer for layer in half.layers if layer.weights]
     model = models(f"resnet{depth}", "keras")

@@ -317,8 +317,9 @@ def test_what_no_step_of_a_run_moved_is_still_fresh(donor, model, tiny_config, t
     assert fresh_after(0, frozen_digests=still, proofs=[]) == set(PREDICTOR)
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_a_run_and_its_successor_say_alike_what_is_fresh(tiny_model, tiny_config, make_batch, tmp_path):
-    config = tiny_config("freeze.freeze=[box_classifier]", "freeze.allow_fresh=true")
+    config = tiny_config("freeze.freeze=[box_classifier]", "freeze.allow_fresh=true", "train.steps=1")
     first = prepare(config, CLASS_NAMES)
     run = RunLog(tmp_path / "run")
     batches = (make_batch(step) for step in itertools.count())
