@@ -125,8 +125,9 @@ def in_slim(variables):
 @pytest.mark.parametrize(
     ("depth_multiplier", "training"),
     [
-        (1.0, False),
         (0.25, True),
+        # At this width test_compare_reference sees the original's numbers, which come through all stages.
+        pytest.param(1.0, False, marks=pytest.mark.slow),
         pytest.param(1.0, True, marks=pytest.mark.slow),
         pytest.param(0.25, False, marks=pytest.mark.slow),
     ],

@@ -127,6 +127,7 @@ def test_seeds_are_averaged_before_the_interval_and_kept():
         paired_interval([variant[0]], list(reference))
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_true_difference_as_often_as_it_says():
     """What two detectors truly differ by is what they differ by on a very large data set."""
     images, trials = 40, 80
