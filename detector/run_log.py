@@ -84,7 +84,7 @@ class RunLog:
                     break
                 raise self._damaged(number, f"expected JSON: {error}") from None
             if not isinstance(row, dict) or "step" not in row:
-                raise self._damaged(number, f"expected a mapping with a 'step', got {line[:40].decode()}")
+                raise self._damaged(number, f"expected a mapping with a 'step', got {line.decode()[:40]}")
             rows.append(row)
         return rows
 

@@ -28,6 +28,10 @@ def test_metrics_come_back_and_a_half_written_line_is_dropped(tmp_path):
         (b'"step": 1}', "expected JSON: "),
         (b'{"step": 1, "\xff": 2}', "expected JSON: "),
         (b"[1, 2]", r"expected a mapping with a 'step', got \[1, 2\]"),
+        (
+            '["xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxé"]'.encode(),
+            "expected a mapping with a 'step', got .*xxx",
+        ),
         (b'{"loss": 2.0}', "expected a mapping with a 'step', got {"),
     ],
 )
