@@ -5,18 +5,15 @@ Every random choice is keyed by (seed, step), so a run that was killed and resum
 """
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import tensorflow as tf
 
 from detector import checkpoint
-from detector.checkpoint import CheckpointError, CheckpointInfo
+from detector.checkpoint import CheckpointInfo
 from detector.coco_metrics import CocoScores
 from detector.config import Config
 from detector.digest import digests
@@ -27,14 +24,13 @@ from detector.freeze_proof import FreezeProof, prove
 from detector.freeze_schedule import FreezeSchedule, lr_factors_of
 from detector.optimizer import GroupedOptimizer
 from detector.progress import Progress
+from detector.progression import Progression
 from detector.recomputation import recompute
 from detector.run_log import RunLog
 from detector.schedule import learning_rate_schedule
 from detector.selectors import select_each
-
-Batch = Mapping[str, tf.Tensor]
-Step = Callable[[Batch, tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
-NamedLosses = Callable[[Batch, tf.Tensor], dict[str, tf.Tensor]]
+from detector.stop_requests import stop_requests
+from detector.training_step import Batch, Step, make_step
 
 
 class NonFiniteLossError(RuntimeError):
@@ -50,35 +46,6 @@ class Interrupted(RuntimeError):  # noqa: N818 - it is no error: the run is save
 
 
 @dataclass(frozen=True)
-class Progression:
-    """Where a run stands: what a checkpoint must hold besides variables, so that the run can go on.
-
-    `stage` is the freeze stage the run is in, None before the first; `frozen_digests` are those of what is
-    frozen in it, from its start; `proofs` those of the stages before, `FreezeProof.to_dict` each.
-    """
-
-    step: int = 0
-    best_ap: float | None = None
-    best_step: int | None = None
-    evaluations_since_best: int = 0
-    stage: int | None = None
-    frozen_digests: dict[str, str] = field(default_factory=dict)
-    proofs: list[dict[str, Any]] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, info: CheckpointInfo, path: Path) -> "Progression":
-        """Return what the page of the checkpoint at `path` says; raises `CheckpointError` if it cannot."""
-        try:
-            return cls(**info.training)
-        except TypeError:
-            raise CheckpointError(
-                f"{path / 'checkpoint.json'}: its `training` is not that of this version: expected the keys "
-                f"{', '.join(key.name for key in fields(cls))}, got {', '.join(info.training) or 'none'}; "
-                f"start a new run with train.restore.path={path}"
-            ) from None
-
-
-@dataclass(frozen=True)
 class FitResult:
     """How a run ended: its last step, the scores of its evaluations by step, and the proof of its freeze.
 
@@ -89,62 +56,6 @@ class FitResult:
     scores: dict[int, CocoScores]
     proof: FreezeProof
     stopped_early: bool
-
-
-def make_step(
-    model: FasterRCNN,
-    trained: Mapping[str, tf.Variable],
-    optimizer: GroupedOptimizer,
-    *,
-    clip_norm: float | None,
-    l2: Mapping[str, float] | None = None,
-    named_losses: NamedLosses | None = None,
-) -> Step:
-    """Return the training step, a `tf.function` of (batch, seed, learning rate).
-
-    The step takes a batch of the design's section 4, `seed` int32 [2] (run seed and step) and the learning
-    rate, a float32 scalar.  It moves the trained variables and the BatchNorm statistics that the plan
-    leaves free, and returns the named losses, their sum `loss` and the gradients' joint norm, scalars.
-
-    Args:
-        model: with its freeze plan applied.
-        trained: {path: variable} of what gets gradients, and nothing else does.
-        optimizer: with slots for `trained` at least.
-        clip_norm: the largest joint norm of the gradients; None for no limit.
-        l2: {path prefix: weight} of the L2 loss on trained kernels under the prefix.
-        named_losses: from (batch, seed) to the losses; None takes `model.named_losses`.
-    """
-    named_losses = named_losses or model.named_losses
-    regularized = [
-        (weight, variable)
-        for prefix, weight in (l2 or {}).items()
-        if weight
-        for path, variable in trained.items()
-        if path.startswith(prefix + "/") and path.endswith("/kernel")
-    ]
-    variables = list(trained.values())
-
-    @tf.function(reduce_retracing=True, autograph=False)
-    def step(batch: Batch, seed: tf.Tensor, learning_rate: tf.Tensor) -> dict[str, tf.Tensor]:
-        # Only what trains is watched: nothing before the first trained variable is differentiated.
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(variables)
-            losses = named_losses(batch, seed)
-            if regularized:
-                # slim's and TensorFlow's L2 loss: half the sum of squares.
-                losses["l2"] = tf.add_n(
-                    [weight * tf.nn.l2_loss(variable) for weight, variable in regularized]
-                )
-            loss = tf.add_n(list(losses.values()))
-        gradients = tape.gradient(loss, variables)
-        _require_gradients(trained, gradients)
-        norm = tf.linalg.global_norm(gradients)
-        # As `tf.clip_by_global_norm`, whose factor the optimizer can apply to more than one gradient at once.
-        scale = 1.0 if clip_norm is None else clip_norm * tf.minimum(1.0 / norm, 1.0 / clip_norm)
-        optimizer.apply(dict(zip(trained, gradients, strict=True)), learning_rate, scale)
-        return {**losses, "loss": loss, "gradient_norm": norm}
-
-    return step
 
 
 def check_settings(config: Config, schedule: FreezeSchedule, is_evaluated: bool) -> None:
@@ -221,14 +132,11 @@ def fit(
         tf.config.experimental.enable_op_determinism()
     schedule = plan if isinstance(plan, FreezeSchedule) else FreezeSchedule.of(plan)
     check_settings(config, schedule, is_evaluated=evaluate is not None)
-    categories = categories or [{"id": i + 1, "name": name} for i, name in enumerate(model.class_names)]
-    provenance = provenance or {}
     variables = model.variables_by_path
-    trained_in = schedule.trained
     optimizer = GroupedOptimizer(
         settings.optimizer,
-        {path: variables[path] for path in trained_in},
-        moves_with=trained_in,
+        {path: variables[path] for path in schedule.trained},
+        moves_with=schedule.trained,
         lr_factors=lr_factors_of(settings.lr_factors, schedule),
     )
     recompute(model.components, schedule.stages[0].plan.rows, settings.recompute)
@@ -238,141 +146,217 @@ def fit(
         checkpoint.restore(run.last, variables, optimizer.state)
         at = Progression.of(resume_from, run.last)
         run.forget_after(at.step)
-    rate = learning_rate_schedule(settings.learning_rate, settings.steps)
-    scores: dict[int, CocoScores] = {}
-
-    def frozen_in(stage: int) -> dict[str, tf.Variable]:
-        return {path: variables[path] for path in schedule.stages[stage].plan.frozen}
-
-    uncached: Iterator[Batch] | None = None
-
-    def begin(stage: int) -> tuple[Step, Iterator[Batch]]:
-        """Return the step of a freeze stage, to be traced, and its batches from the present step on."""
-        nonlocal uncached
-        plan = schedule.stages[stage].plan
-        plan.apply(model.components)
-        kept = cache.open(model, plan, progress.note, is_stopped) if cache is not None else None
-        if kept is not None:
-            uncached, source = None, iter(kept.batches(settings.batch_size, at.step))
-        else:
-            source = uncached or iter(batches(at.step) if callable(batches) else batches)
-            uncached = source
-        step = make_step(
-            model,
-            {path: variables[path] for path in plan.trained},
-            optimizer,
-            clip_norm=settings.clip_norm,
-            l2={"rpn": config.model.rpn.l2, "box_classifier/predictor": config.model.box_classifier.l2},
-            named_losses=kept.named_losses if kept is not None else None,
+    with (
+        Progress(at.step, settings.steps, settings.batch_size, settings.log_every, show_progress) as progress,
+        stop_requests(progress.note) as requested,
+    ):
+        training = _Training(
+            model=model,
+            schedule=schedule,
+            source=batches,
+            config=config,
+            cache=cache,
+            run=run,
+            evaluate=evaluate,
+            categories=categories or _numbered(model.class_names),
+            provenance=provenance or {},
+            optimizer=optimizer,
+            progress=progress,
+            stop_requests=requested,
+            at=at,
         )
-        return step, source
+        training.go_on()
+    return FitResult(training.at.step, training.scores, training.prove_stage(), training.is_out_of_patience())
 
-    def prove_stage() -> FreezeProof:
+
+@dataclass
+class _Training:
+    """A run under way.  The fields up to `provenance` are `fit`'s arguments; `at` is where it stands."""
+
+    model: FasterRCNN
+    schedule: FreezeSchedule
+    source: Iterable[Batch] | Callable[[int], Iterable[Batch]]
+    config: Config
+    cache: FeatureCache | None
+    run: RunLog | None
+    evaluate: Callable[[FreezePlan], CocoScores] | None
+    categories: list[dict[str, Any]]
+    provenance: dict[str, Any]
+    optimizer: GroupedOptimizer
+    progress: Progress
+    stop_requests: Sequence[int]
+    at: Progression
+    scores: dict[int, CocoScores] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        settings = self.config.train
+        self._variables = self.model.variables_by_path
+        self._rate = learning_rate_schedule(settings.learning_rate, settings.steps)
+        self._step: Step | None = None
+        self._batches: Iterator[Batch] = iter(())
+        self._uncached: Iterator[Batch] | None = None  # goes on over stages; kept features have their own
+
+    def go_on(self) -> None:
+        """Take steps up to the last one, or until patience ends.
+
+        A run that patience ended, and that is resumed, stays where it ended.
+        """
+        settings = self.config.train
+        while self.at.step < settings.steps and not self.is_out_of_patience():
+            stage = self.schedule.index_at(self.at.step)
+            if stage != self.at.stage:
+                self._enter(stage)
+            if self._step is None:
+                self._begin()
+            self._take_step()
+            is_last = self.at.step == settings.steps
+            if self.evaluate is not None and (is_last or _is_due(settings.evaluate_every, self.at.step)):
+                self._score()
+            if (
+                is_last
+                or self.is_out_of_patience()
+                or self.stop_requests
+                or self.at.best_step == self.at.step
+                or _is_due(settings.checkpoint_every, self.at.step)
+            ):
+                self._save()
+            if self.stop_requests and not is_last:
+                raise self._interrupted()
+
+    def prove_stage(self) -> FreezeProof:
         """Prove the present freeze stage; what is proved is written before a failure is raised."""
-        assert at.stage is not None
-        proof = prove(at.frozen_digests, frozen_in(at.stage), at.step, provenance)
-        if run is not None:
-            stages = [*at.proofs, proof.to_dict()]
+        assert self.at.stage is not None
+        frozen = self._frozen_in(self.at.stage)
+        proof = prove(self.at.frozen_digests, frozen, self.at.step, self.provenance)
+        if self.run is not None:
+            stages = [*self.at.proofs, proof.to_dict()]
             held = all(stage["holds"] for stage in stages)
-            run.write_json("freeze_proof.json", {"holds": held, "stages": stages})
+            self.run.write_json("freeze_proof.json", {"holds": held, "stages": stages})
         proof.verify()
         return proof
 
-    def save() -> None:
-        if run is None:
-            return
-        assert at.stage is not None
-        info = CheckpointInfo(
-            step=at.step,
-            categories=categories,
-            model=config.model.model_dump(mode="json"),
-            plan=schedule.stages[at.stage].plan.to_dict(),
-            provenance=provenance,
-            training=asdict(at),
-        )
-        path = checkpoint.save(run.checkpoint_path(at.step), info, variables, optimizer.state)
-        if at.best_step == at.step:
-            run.point("best", path)
-        run.point("last", path)
-        run.keep_newest(settings.keep_checkpoints)
+    def is_out_of_patience(self) -> bool:
+        """Whether `train.patience` has ended, or would have ended, the run."""
+        patience = self.config.train.patience
+        return patience is not None and self.at.evaluations_since_best >= patience
 
-    def is_stopped() -> bool:
-        return bool(stop_requests)
+    def _plan(self) -> FreezePlan:
+        assert self.at.stage is not None
+        return self.schedule.stages[self.at.stage].plan
 
-    def interrupted() -> Interrupted:
-        return Interrupted(f"stopped at step {at.step} of {settings.steps}", stop_requests[0])
+    def _frozen_in(self, stage: int) -> dict[str, tf.Variable]:
+        return {path: self._variables[path] for path in self.schedule.stages[stage].plan.frozen}
 
-    def is_out_of_patience() -> bool:
-        return settings.patience is not None and at.evaluations_since_best >= settings.patience
-
-    stopped_early = is_out_of_patience()  # a run that ended so, and is resumed, stays where it ended
-    step: Step | None = None
-    with (
-        Progress(at.step, settings.steps, settings.batch_size, settings.log_every, show_progress) as progress,
-        _stop_requests(progress.note) as stop_requests,
-    ):
-        while at.step < settings.steps and not stopped_early:
-            stage = schedule.index_at(at.step)
-            if stage != at.stage:
-                if at.stage is not None:
-                    proof = prove_stage()
-                    at = replace(at, proofs=[*at.proofs, proof.to_dict()])
-                    progress.note(proof.summary())
-                    progress.note(f"step {at.step}: freeze stage {stage + 1} of {len(schedule.stages)}")
-                at = replace(at, stage=stage, frozen_digests=digests(frozen_in(stage)))
-                step = None
-            if step is None:
-                try:
-                    step, source = begin(stage)
-                except CacheStopped:
-                    save()
-                    raise interrupted() from None
-                if run is not None:
-                    run.note(at.step, "freeze_plan", schedule.describe(stage))
-
-            began = time.perf_counter()
-            batch = _next_batch(source, at.step)
-            waited = time.perf_counter() - began
-            learning_rate = rate(at.step) * schedule.stages[stage].rate_factor(at.step)
-            losses = step(
-                batch,
-                tf.constant([settings.seed, at.step], tf.int32),
-                tf.constant(learning_rate, tf.float32),
+    def _enter(self, stage: int) -> None:
+        """Prove the freeze stage that ends here, and note what is frozen in the next one."""
+        if self.at.stage is not None:
+            proof = self.prove_stage()
+            self.at = replace(self.at, proofs=[*self.at.proofs, proof.to_dict()])
+            self.progress.note(proof.summary())
+            self.progress.note(
+                f"step {self.at.step}: freeze stage {stage + 1} of {len(self.schedule.stages)}"
             )
-            values = {name: float(value) for name, value in losses.items()}
-            _require_finite(values, at.step, batch)
-            at = replace(at, step=at.step + 1)
-            progress.advance(at.step, values, waited)
-            if run is not None and (at.step % settings.log_every == 0 or at.step == settings.steps):
-                run.metrics(
-                    at.step,
-                    {**values, "learning_rate": learning_rate, "freeze_stage": stage, **progress.rates()},
-                )
+        self.at = replace(self.at, stage=stage, frozen_digests=digests(self._frozen_in(stage)))
+        self._step = None
 
-            is_last = at.step == settings.steps
-            if evaluate is not None and (
-                is_last or (settings.evaluate_every and at.step % settings.evaluate_every == 0)
-            ):
-                scores[at.step] = evaluate(schedule.stages[stage].plan)
-                at = _note_score(at, scores[at.step])
-                progress.note(f"step {at.step}: AP {_shown(scores[at.step].AP)}, best {_shown(at.best_ap)}")
-                if run is not None:
-                    run.metrics(at.step, {f"evaluation/{k}": v for k, v in scores[at.step].numbers().items()})
-                stopped_early = is_out_of_patience()
-            is_due = at.step % settings.checkpoint_every == 0 or at.best_step == at.step
-            if is_last or stopped_early or is_stopped() or is_due:
-                save()
-            if is_stopped() and not is_last:
-                raise interrupted()
+    def _begin(self) -> None:
+        """Make the step of the freeze stage, to be traced, and its batches from the present step on."""
+        settings, plan = self.config.train, self._plan()
+        plan.apply(self.model.components)
+        kept = None
+        if self.cache is not None:
+            try:
+                kept = self.cache.open(self.model, plan, self.progress.note, lambda: bool(self.stop_requests))
+            except CacheStopped:
+                self._save()
+                raise self._interrupted() from None
+        if kept is not None:
+            self._uncached, self._batches = None, iter(kept.batches(settings.batch_size, self.at.step))
+        else:
+            self._uncached = self._uncached or self._iterate_source()
+            self._batches = self._uncached
+        self._step = make_step(
+            self.model,
+            {path: self._variables[path] for path in plan.trained},
+            self.optimizer,
+            clip_norm=settings.clip_norm,
+            l2={
+                "rpn": self.config.model.rpn.l2,
+                "box_classifier/predictor": self.config.model.box_classifier.l2,
+            },
+            named_losses=kept.named_losses if kept is not None else None,
+        )
+        if self.run is not None:
+            assert self.at.stage is not None
+            self.run.note(self.at.step, "freeze_plan", self.schedule.describe(self.at.stage))
 
-    return FitResult(at.step, scores, prove_stage(), stopped_early)
+    def _iterate_source(self) -> Iterator[Batch]:
+        return iter(self.source(self.at.step) if callable(self.source) else self.source)
+
+    def _take_step(self) -> None:
+        assert self._step is not None and self.at.stage is not None
+        settings = self.config.train
+        began = time.perf_counter()
+        batch = _next_batch(self._batches, self.at.step)
+        waited = time.perf_counter() - began
+        stage = self.schedule.stages[self.at.stage]
+        learning_rate = self._rate(self.at.step) * stage.rate_factor(self.at.step)
+        losses = self._step(
+            batch,
+            tf.constant([settings.seed, self.at.step], tf.int32),
+            tf.constant(learning_rate, tf.float32),
+        )
+        values = {name: float(value) for name, value in losses.items()}
+        _require_finite(values, self.at.step, batch)
+        self.at = replace(self.at, step=self.at.step + 1)
+        self.progress.advance(self.at.step, values, waited)
+        if self.run is not None and (
+            self.at.step == settings.steps or _is_due(settings.log_every, self.at.step)
+        ):
+            shown = {"learning_rate": learning_rate, "freeze_stage": self.at.stage, **self.progress.rates()}
+            self.run.metrics(self.at.step, {**values, **shown})
+
+    def _score(self) -> None:
+        assert self.evaluate is not None
+        scores = self.evaluate(self._plan())
+        self.scores[self.at.step] = scores
+        self.at = self.at.scored(scores.AP)
+        self.progress.note(f"step {self.at.step}: AP {_shown(scores.AP)}, best {_shown(self.at.best_ap)}")
+        if self.run is not None:
+            self.run.metrics(
+                self.at.step, {f"evaluation/{name}": value for name, value in scores.numbers().items()}
+            )
+
+    def _save(self) -> None:
+        if self.run is None:
+            return
+        info = CheckpointInfo(
+            step=self.at.step,
+            categories=self.categories,
+            model=self.config.model.model_dump(mode="json"),
+            plan=self._plan().to_dict(),
+            provenance=self.provenance,
+            training=asdict(self.at),
+        )
+        path = self.run.checkpoint_path(self.at.step)
+        path = checkpoint.save(path, info, self._variables, self.optimizer.state)
+        if self.at.best_step == self.at.step:
+            self.run.point("best", path)
+        self.run.point("last", path)
+        self.run.keep_newest(self.config.train.keep_checkpoints)
+
+    def _interrupted(self) -> Interrupted:
+        return Interrupted(
+            f"stopped at step {self.at.step} of {self.config.train.steps}", self.stop_requests[0]
+        )
 
 
-def _note_score(at: Progression, scores: CocoScores) -> Progression:
-    ap = scores.AP or 0.0
-    if at.best_ap is None or ap > at.best_ap:
-        return replace(at, best_ap=ap, best_step=at.step, evaluations_since_best=0)
-    return replace(at, evaluations_since_best=at.evaluations_since_best + 1)
+def _is_due(every: int | None, step: int) -> bool:
+    return bool(every) and step % every == 0
+
+
+def _numbered(class_names: Sequence[str]) -> list[dict[str, Any]]:
+    return [{"id": number, "name": name} for number, name in enumerate(class_names, start=1)]
 
 
 def _next_batch(source: Iterator[Batch], step: int) -> Batch:
@@ -382,15 +366,6 @@ def _next_batch(source: Iterator[Batch], step: int) -> Batch:
         raise ValueError(
             f"the batches ended before step {step}; repeat the data set, or ask for fewer train.steps"
         ) from None
-
-
-def _require_gradients(trained: Mapping[str, tf.Variable], gradients: list[tf.Tensor | None]) -> None:
-    missing = [path for path, gradient in zip(trained, gradients, strict=True) if gradient is None]
-    if missing:
-        raise ValueError(
-            f"no gradient reaches {len(missing)} variables that the plan trains, first {missing[0]}: "
-            "no loss depends on them"
-        )
 
 
 def _require_finite(values: Mapping[str, float], step: int, batch: Batch) -> None:
@@ -407,24 +382,3 @@ def _require_finite(values: Mapping[str, float], step: int, batch: Batch) -> Non
 
 def _shown(ap: float | None) -> str:
     return "–" if ap is None else f"{ap:.3f}"
-
-
-@contextmanager
-def _stop_requests(note: Callable[[str], None]) -> Iterator[Sequence[int]]:
-    """Within it, SIGTERM and Ctrl-C do not end the process but are listed in what it yields."""
-    requested: list[int] = []
-
-    def request(number: int, frame: Any) -> None:
-        if not requested:
-            note("stopping: what is under way is finished and saved first")
-        requested.append(number)
-
-    try:
-        previous = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not in the main thread, where signals do not arrive
-        previous = {}
-    try:
-        yield requested
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

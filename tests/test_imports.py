@@ -12,7 +12,17 @@ FILES = [path for folder in ("detector", "data", "tools") for path in sorted((RO
 # From the top to the bottom; a module may import from lower rows, and from its own.
 LAYERS = [
     {"benchmark", "sweep_report"},
-    {"train", "evaluate", "export", "export_check", "experiment", "diagnose", "plan_record"}
+    {
+        "train",
+        "training_step",
+        "progression",
+        "evaluate",
+        "export",
+        "export_check",
+        "experiment",
+        "diagnose",
+        "plan_record",
+    }
     | {"sweep", "sweep_advice", "sweep_config", "sweep_disagreements", "sweep_figures", "sweep_runs"}
     | {"sweep_table"},
     {"feature_cache"},

@@ -15,7 +15,7 @@ from detector.freeze import resolve, rows_of
 from detector.freeze_proof import prove
 from detector.loading import load_checkpoint
 from detector.optimizer import GroupedOptimizer
-from detector.train import make_step
+from detector.training_step import make_step
 from detector.weights.importing import import_weights
 
 SEED = tf.constant([0, 0])

@@ -17,7 +17,8 @@ from detector.freeze import resolve, rows_of
 from detector.freeze_proof import FreezeProofError
 from detector.optimizer import GroupedOptimizer
 from detector.run_log import RunLog
-from detector.train import Interrupted, NonFiniteLossError, fit, make_step
+from detector.train import Interrupted, NonFiniteLossError, fit
+from detector.training_step import make_step
 
 COMPONENTS = ("feature_extractor", "rpn", "box_classifier")
 PROPER_SUBSETS = [subset for size in range(3) for subset in itertools.combinations(COMPONENTS, size)]

@@ -16,7 +16,7 @@ from typing import Any
 
 import command_line
 import tensorflow as tf
-from train import feature_cache
+from example_caches import training_cache
 
 from data.dataset import DetectionDataset
 from data.pipeline import evaluation_batches, training_batches
@@ -79,7 +79,7 @@ def _training(spec: Spec, config: Config) -> Start:
         dataset = read()
         cache = None
         if is_cached:
-            cache = feature_cache(config, dataset, command_line.build_augmentation(config))
+            cache = training_cache(config, dataset, command_line.build_augmentation(config))
         source = _training_batches(dataset, config)
         return workloads.training(config, dataset.class_names, source, cache, len(dataset))
 

@@ -21,7 +21,7 @@ from detector.feature_cache import FeatureCache
 from detector.frozen_prefix import find_cut
 from detector.optimizer import GroupedOptimizer
 from detector.recomputation import recompute
-from detector.train import Batch, Step, make_step
+from detector.training_step import Batch, Step, make_step
 
 # Sides of the matrices whose product is timed; the best of them counts.
 _MATRIX_SIDES = (1024, 2048, 3072)

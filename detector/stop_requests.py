@@ -1,0 +1,27 @@
+"""Signals that ask a run to stop: it ends when what is under way is finished and saved."""
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def stop_requests(note: Callable[[str], None]) -> Iterator[Sequence[int]]:
+    """Within it, SIGTERM and Ctrl-C do not end the process but are listed in what it yields."""
+    requested: list[int] = []
+
+    def request(number: int, frame: Any) -> None:
+        if not requested:
+            note("stopping: what is under way is finished and saved first")
+        requested.append(number)
+
+    try:
+        previous = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not in the main thread, where signals do not arrive
+        previous = {}
+    try:
+        yield requested
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
