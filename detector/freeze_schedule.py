@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from detector.config import FreezeConfig, FreezeStageConfig
 from detector.freeze import FreezePlan, resolve
+from detector.freeze_config import FreezeConfig, FreezeStageConfig
 from detector.selectors import FreezeError, VariableRow, select, select_each
 
 

@@ -14,7 +14,7 @@ from collections.abc import Hashable, Mapping
 
 import tensorflow as tf
 
-from detector.config import OptimizerConfig
+from detector.train_config import OptimizerConfig
 
 # Weight decay pulls weights towards 0, which is where neither a scale nor an offset wants to be.
 _NO_DECAY = ("bias", "gamma", "beta")

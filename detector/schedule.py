@@ -4,7 +4,7 @@ import bisect
 import math
 from collections.abc import Callable
 
-from detector.config import LearningRateConfig
+from detector.train_config import LearningRateConfig
 
 
 def learning_rate_schedule(config: LearningRateConfig, steps: int) -> Callable[[int], float]:

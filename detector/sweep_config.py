@@ -12,8 +12,9 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from detector import strict_yaml
-from detector.config import ConfigError, FreezeConfig, FreezeScheduleConfig, FreezeStageConfig
+from detector.config import ConfigError
 from detector.config_section import Section
+from detector.freeze_config import FreezeConfig, FreezeScheduleConfig, FreezeStageConfig
 from detector.selectors import split_selectors
 
 REFERENCE = "none"

@@ -11,10 +11,11 @@ import tensorflow as tf
 
 from detector import checkpoint
 from detector.builder import build_model
-from detector.config import ConfigError, FreezeStageConfig
+from detector.config import ConfigError
 from detector.evaluate import Evaluator
 from detector.feature_cache import CacheStopped, ExampleViews, FeatureCache
 from detector.freeze import resolve, rows_of
+from detector.freeze_config import FreezeStageConfig
 from detector.freeze_schedule import resolve_schedule
 from detector.owned_folder import owned_folder
 from detector.run_log import RunLog

@@ -8,8 +8,9 @@ from conftest import values_of
 from test_run_log import board
 
 from detector import checkpoint
-from detector.config import ConfigError, FreezeConfig, FreezeStageConfig, override
+from detector.config import ConfigError, override
 from detector.freeze import rows_of
+from detector.freeze_config import FreezeConfig, FreezeStageConfig
 from detector.freeze_schedule import (
     FreezeSchedule,
     gradual,

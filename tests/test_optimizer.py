@@ -3,8 +3,9 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from detector.config import ConfigError, OptimizerConfig, override
+from detector.config import ConfigError, override
 from detector.optimizer import GroupedOptimizer
+from detector.train_config import OptimizerConfig
 
 SGD = OptimizerConfig(kind="sgd", momentum=0.9)
 ADAMW = OptimizerConfig(kind="adamw", weight_decay=0.1)

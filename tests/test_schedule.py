@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from detector.config import LearningRateConfig
 from detector.schedule import learning_rate_schedule
+from detector.train_config import LearningRateConfig
 
 
 def test_cosine_after_a_linear_warmup():

@@ -3,7 +3,8 @@ import argparse
 import command_line
 import pytest
 
-from detector.config import ConfigError, FreezeConfig
+from detector.config import ConfigError
+from detector.freeze_config import FreezeConfig
 from detector.sweep_config import Variant, parse_variant, read_sweep, with_reference
 
 

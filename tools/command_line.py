@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
     from data.augment import Augmentation
     from data.dataset import DetectionDataset
-    from detector.config import Config, FreezeStageConfig, Source
+    from detector.config import Config
+    from detector.data_config import Source
     from detector.faster_rcnn import FasterRCNN
     from detector.freeze import FreezePlan
+    from detector.freeze_config import FreezeStageConfig
     from detector.freeze_schedule import FreezeSchedule
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "shapes.yaml"
@@ -223,7 +225,7 @@ def load_config(arguments: argparse.Namespace, training: bool = True) -> "Config
 
 
 def _unfreeze_stage(text: str) -> "FreezeStageConfig":
-    from detector.config import FreezeStageConfig
+    from detector.freeze_config import FreezeStageConfig
     from detector.selectors import split_selectors
 
     step, separator, selectors = text.partition(":")

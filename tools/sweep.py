@@ -135,7 +135,7 @@ def _run(
     arguments: argparse.Namespace, sweep: "SweepConfig", variant: "Variant", seed: int, output: Path
 ) -> Run:
     """Resolve a run's options exactly as tools/train.py will."""
-    from detector.config import FreezeConfig
+    from detector.freeze_config import FreezeConfig
 
     options = []
     if arguments.pipeline_config:
