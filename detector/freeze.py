@@ -18,6 +18,7 @@ import tf_keras
 
 from detector.batch_norm import BatchNorm
 from detector.component import named_variables, own_variables, walk_layers
+from detector.feature_extractors.convolution import Conv
 from detector.selectors import FreezeError, VariableRow, largest_prefixes, select_each, under
 
 
@@ -163,13 +164,15 @@ class FreezePlan:
     def apply(self, components: Mapping[str, tf_keras.layers.Layer]) -> list[tf.Variable]:
         """Prepare built components for training and return the variables that train, in model order.
 
-        Sets `trainable` (False exactly where nothing moves) and the `fixed_statistics` of `BatchNorm` layers.
-        Both are read when a graph is traced: apply first, and trace anew after applying another plan.
+        Sets `trainable` (False exactly where nothing moves), the `fixed_statistics` of `BatchNorm` layers and
+        the `is_differentiated` of `Conv` layers (False before everything that trains).  All are read when a
+        graph is traced: apply first, and trace anew after applying another plan.
         Raises `FreezeError` if the plan was made for another model.
         """
         variables = named_variables(components)
         self._check_fits(variables)
-        frozen, fixed = set(self.frozen), set(self.fixed_statistics)
+        frozen, fixed, trained = set(self.frozen), set(self.fixed_statistics), set(self.trained)
+        is_differentiated = False
         for name, component in components.items():
             # tf_keras hands the flag down to every layer inside, so the whole comes before its parts.
             component.trainable = any(under(name, path) for path in self.trained + self.updated)
@@ -177,6 +180,10 @@ class FreezePlan:
                 own = [f"{path}/{leaf}" for leaf in own_variables(layer)]
                 if own:
                     layer.trainable = not frozen.issuperset(own)
+                # Nothing lies behind the RPN: its proposals are constants to the box classifier.
+                is_differentiated |= name != "rpn" and not trained.isdisjoint(own)
+                if isinstance(layer, Conv):
+                    layer.is_differentiated = is_differentiated
                 if isinstance(layer, BatchNorm):
                     layer.fixed_statistics = path in fixed
                 elif path in fixed and layer.trainable:

@@ -7,7 +7,7 @@ from detector import hardware
 from detector.config import override
 from detector.freeze import resolve
 from detector.freeze_schedule import FreezeSchedule
-from detector.hardware import of_cpu, of_gpu, of_this_machine
+from detector.hardware import has_onednn, of_cpu, of_gpu, of_this_machine, onednn_of
 from detector.selectors import VariableRow
 
 CPUINFO = """processor\t: 0
@@ -34,6 +34,30 @@ ARM = "processor\t: 0\nFeatures\t: fp asimd bf16\n"
 def test_a_cpu_is_known_by_its_flags(cpuinfo, in_hardware, evidence):
     found = of_cpu(cpuinfo)
     assert (found.in_hardware, found.evidence) == (in_hardware, evidence)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "wanted", "expected"),
+    [
+        (CPUINFO.replace("{}", ""), None, True),
+        (CPUINFO.replace("{}", "").replace("avx512_vnni", "avx_vnni"), None, True),
+        ("flags\t: fma avx avx2 avx512f\n", None, False),
+        (ARM, None, False),
+        (None, None, False),
+        (CPUINFO, "0", False),
+        (CPUINFO, "False", False),
+        (None, "1", True),
+        (None, "true", True),
+    ],
+)
+def test_onednn_is_known_by_flags_and_the_environment(cpuinfo, wanted, expected):
+    assert onednn_of(cpuinfo, wanted) is expected
+
+
+def test_onednn_is_known_as_tensorflow_knows_it():
+    from tensorflow.python.util import _pywrap_util_port
+
+    assert has_onednn() is _pywrap_util_port.IsMklEnabled()
 
 
 @pytest.mark.parametrize(

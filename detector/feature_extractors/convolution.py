@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import tensorflow as tf
 import tf_keras
 
-from detector import winograd
+from detector import convolution_gradients, winograd
 from detector.batch_norm import BatchNorm, moving_averages_held
 from detector.component import Component
 
@@ -55,6 +55,9 @@ class Conv(tf_keras.layers.Conv2D):
         self.relu = relu
         # For layers that run on many maps at a time.
         self.winograd = False
+        # Whether a gradient comes by in training: the convolution may then be one with gradients of its own,
+        # which TensorFlow does not fuse with the batch norm that follows.
+        self.is_differentiated = True
         self.fixed_padding = padding == "fixed"
         self.BatchNorm = BatchNorm(**batch_norm)
 
@@ -77,12 +80,19 @@ class Conv(tf_keras.layers.Conv2D):
         if self.winograd and pads_alike and winograd.pays(inputs, self.kernel.shape, training):
             # What training leaves as it is will be the same at every step.
             return winograd.convolve(inputs, self.kernel, keeps_transform=training and not self.trainable)
+        if training and self.is_differentiated and self._has_quicker_gradients(inputs):
+            return convolution_gradients.convolve(inputs, tf.convert_to_tensor(self.kernel), self.strides[0])
         if not self.fixed_padding:
             return self.convolution_op(inputs, self.kernel)
         # Not as `padding=` of conv2d: with it the kernel gradient takes twice as long on a CPU.
         sides = [[(size - 1) // 2, size // 2] for size in self.kernel_size]
         padded = tf.pad(inputs, [[0, 0], *sides, [0, 0]])
         return tf.nn.conv2d(padded, self.kernel, self.strides, "VALID")
+
+    def _has_quicker_gradients(self, inputs: tf.Tensor) -> bool:
+        # All paddings of a 1x1 kernel are the same, and both kinds of "same" at stride 1.
+        is_padded_as_known = self.padding == "same" or self.kernel_size == (1, 1)
+        return is_padded_as_known and convolution_gradients.pays(inputs, self.kernel_size, self.strides[0])
 
 
 class SeparableConv(tf_keras.layers.SeparableConv2D):
