@@ -87,8 +87,7 @@ def import_weights(model: FasterRCNN, path: str | Path, kind: str | None = None)
     Raises:
         FileNotFoundError: there is no such file.
         WeightsError: the file is damaged or of no known format, of another kind or network, or an entry is
-        missing,
-            unknown or of another shape; nothing is assigned then.
+            missing, unknown or of another shape; nothing is assigned then.
     """
     if kind not in (None, *KINDS):
         raise WeightsError(f"the type of a checkpoint is one of {', '.join(KINDS)}; got {kind!r}")
