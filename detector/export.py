@@ -38,7 +38,7 @@ from detector import boxes, encoded_image
 from detector.box_classifier import BoxPredictions
 from detector.checkpoint import CheckpointInfo
 from detector.digest import digests
-from detector.faster_rcnn import FasterRCNN, height_and_width
+from detector.faster_rcnn import FasterRCNN
 from detector.freeze_proof import prove
 from detector.label_map import write_label_map
 from detector.resizer import Resizer, to_canvas
@@ -174,10 +174,7 @@ def serving_functions(model: FasterRCNN, resizer: Resizer, ids: Sequence[int]) -
     # One graph for both signatures.
     @tf.function(input_signature=[canvas_spec, tf.TensorSpec([None, 2], tf.int32)], autograph=False)
     def detect(canvas: tf.Tensor, size_hw: tf.Tensor) -> dict[str, tf.Tensor]:
-        first = model.first_stage(canvas)
-        proposals = model.propose(first, size_hw)
-        predictions = model.second_stage(first.features, proposals, height_and_width(canvas))
-        found = model.detections(predictions, proposals, size_hw)
+        proposals, predictions, found = model.infer(canvas, size_hw)
         raw_boxes_yxyx, raw_scores = _raw_detections(predictions, proposals, size_hw)
         return {
             "detection_boxes": _normalize(found.boxes_yxyx, size_hw),

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from detector.box_classifier import BoxPredictions
 from detector.export import ENCODED_SIGNATURE, IMAGES_SIGNATURE, label_map_ids
-from detector.faster_rcnn import FasterRCNN, height_and_width
+from detector.faster_rcnn import FasterRCNN, Inference
 from detector.memory_optimizer import without_memory_optimizer
 from detector.paired_interval import (
     CONFIDENCE,
@@ -30,8 +29,6 @@ from detector.paired_interval import (
     paired_interval,
 )
 from detector.resizer import Resizer, to_canvas
-from detector.rpn import Proposals
-from detector.suppression import Suppressed
 
 TOLERANCE = 1e-4
 """Of scores, and of coordinates as parts of the image: float32 sums, not always in one order."""
@@ -43,7 +40,7 @@ allows, or two scores are almost equal, the last digit decides which one is ther
 _RELOAD = Path(__file__).with_name("reload_alone.py")
 
 Outputs = Mapping[str, np.ndarray]
-LiveDetect = Callable[[tf.Tensor, tf.Tensor], tuple[Proposals, BoxPredictions, Suppressed]]
+LiveInference = Callable[[tf.Tensor, tf.Tensor], Inference]
 
 
 class ExportCheckError(RuntimeError):
@@ -207,28 +204,21 @@ def _tables(outputs: Outputs) -> list[np.ndarray]:
     return tables
 
 
-def _live_graph(model: FasterRCNN) -> LiveDetect:
+def _live_graph(model: FasterRCNN) -> LiveInference:
     """Return the live model as a `tf.function` of canvases uint8 [B, H, W, 3] and their image sizes [B, 2].
 
     A graph like the SavedModel's: where TensorFlow fuses a convolution with what follows it, bfloat16 is
     rounded once instead of after each, and eager scores differ by far more than the tolerance.
     """
-
-    @tf.function(
+    return tf.function(
+        model.infer,
         input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8), tf.TensorSpec([None, 2], tf.int32)],
         autograph=False,
     )
-    def detect(canvas: tf.Tensor, size_hw: tf.Tensor) -> tuple[Proposals, BoxPredictions, Suppressed]:
-        first = model.first_stage(canvas)
-        proposals = model.propose(first, size_hw)
-        predictions = model.second_stage(first.features, proposals, height_and_width(canvas))
-        return proposals, predictions, model.detections(predictions, proposals, size_hw)
-
-    return detect
 
 
 def _live_tables(
-    detect: LiveDetect, resizer: Resizer, images: Sequence[np.ndarray], ids: np.ndarray
+    infer: LiveInference, resizer: Resizer, images: Sequence[np.ndarray], ids: np.ndarray
 ) -> list[np.ndarray]:
     """Return what `_tables` does, of the live model, whose canvases are laid out here anew."""
     canvases, sizes_hw = zip(*(to_canvas(resizer)(tf.constant(image)) for image in images), strict=True)
@@ -238,7 +228,7 @@ def _live_tables(
     size_hw = tf.stack(sizes_hw)
 
     with without_memory_optimizer():
-        proposals, predictions, found = detect(tf.constant(canvas), size_hw)
+        proposals, predictions, found = infer(tf.constant(canvas), size_hw)
     probabilities = tf.nn.softmax(predictions.class_logits).numpy().reshape(len(images), -1, len(ids) + 1)
     tables = []
     for row, (height, width) in enumerate(size_hw.numpy()):
