@@ -353,9 +353,8 @@ def _found_by_proposals(model: FasterRCNN, batch: Batch) -> tuple[tf.Tensor, tf.
     """Return how many objects there are, and how many the proposals of inference find at each of the IoUs."""
     proposals = model.propose(model.first_stage(batch["image"]), batch["image_size_hw"])
     truth = GroundTruth.of(batch)
-    is_proposal = tf.range(tf.shape(proposals.boxes_yxyx)[1]) < proposals.count[:, tf.newaxis]  # [B, P]
     overlaps = boxes.iou(truth.boxes_yxyx, proposals.boxes_yxyx)  # [B, N, P]
-    best = tf.reduce_max(tf.where(is_proposal[:, tf.newaxis], overlaps, 0.0), axis=2)  # [B, N]
+    best = tf.reduce_max(tf.where(proposals.is_proposal[:, tf.newaxis], overlaps, 0.0), axis=2)  # [B, N]
     found = [tf.math.count_nonzero(truth.is_object & (best >= iou)) for iou in RECALL_IOUS]
     return tf.math.count_nonzero(truth.is_object), tf.stack(found)
 

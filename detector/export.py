@@ -225,7 +225,7 @@ def _raw_detections(
     Both are 0 behind an image's last proposal.
     """
     batch, per_image = tf.shape(proposals.boxes_yxyx)[0], proposals.boxes_yxyx.shape[1]
-    is_proposal = (tf.range(per_image) < proposals.count[:, tf.newaxis])[..., tf.newaxis]
+    is_proposal = proposals.is_proposal[..., tf.newaxis]
     scores = tf.nn.softmax(predictions.class_logits)
     encodings = predictions.box_encodings  # [B * P, C or 1, 4]
     if encodings.shape[1] > 1:
