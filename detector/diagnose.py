@@ -28,7 +28,7 @@ from detector.config import Config
 from detector.faster_rcnn import FasterRCNN
 from detector.freeze import rows_of
 from detector.sampling import GroundTruth
-from detector.selectors import FreezeError, VariableRow, largest_prefixes
+from detector.selectors import FreezeError, VariableRow, largest_prefixes, stage_of
 from detector.weights.importing import import_weights
 
 Batch = Mapping[str, tf.Tensor]
@@ -150,7 +150,7 @@ def diagnose(
         shifts[stage_of(path)].append(moments[path].shift(layer))
 
     def of_stage(path: str) -> StageDiagnosis:
-        members = [row for row in rows if stage_of(row.path) == path]
+        members = [row for row in rows if row.stage == path]
         gradient = statistics.fmean(of_batch[path] for of_batch in gradients)
         mean_shifts = [mean for mean, _ in shifts.get(path, ())]
         variance_shifts = [variance for _, variance in shifts.get(path, ())]
@@ -270,13 +270,6 @@ def choose_freeze(
     selectors = () if suggestion.freeze == ("none",) else suggestion.freeze
     freeze = config.freeze.model_copy(update={"freeze": selectors})
     return config.model_copy(update={"freeze": freeze}), suggestion
-
-
-def stage_of(path: str) -> str:
-    """Return the stage that the variable or layer at `path` is of; `rpn` and the predictor are one each."""
-    names = path.split("/")
-    depth = 1 if names[0] == "rpn" else 3 if names[:2] == ["box_classifier", "tower"] else 2
-    return "/".join(names[:depth])
 
 
 def batch_norms(model: FasterRCNN) -> dict[str, tf_keras.layers.BatchNormalization]:

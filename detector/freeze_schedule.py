@@ -191,7 +191,7 @@ def gradual(
         FreezeError: of a selector of `own`, `own` leaves one span, or there are fewer steps than spans.
     """
     own = own or FreezeConfig()
-    names = list(dict.fromkeys(row.stage for row in rows if row.component == "feature_extractor"))
+    names = _extractor_stages(rows)
     last_third, second_third = len(names) // 3, 2 * len(names) // 3  # stages, counted from the end
     frozen = _distinct(
         "gradual",
@@ -297,7 +297,7 @@ def layers_preset(name: str, rows: Sequence[VariableRow]) -> tuple[str, ...]:
         return ()
     if name not in LAYER_PRESETS:
         raise FreezeError(f"unknown layers {name!r}; expected one of {', '.join(LAYER_PRESETS)}")
-    stages = list(dict.fromkeys(row.stage for row in rows if row.component == "feature_extractor"))
+    stages = _extractor_stages(rows)
     first = next((i for i, stage in enumerate(stages) if stage in _BLOCK_STARTS[name]), None)
     if not first:
         raise FreezeError(
@@ -305,6 +305,11 @@ def layers_preset(name: str, rows: Sequence[VariableRow]) -> tuple[str, ...]:
             f"like 'feature_extractor[:{stages[0]}]'; its stages: {stages}"
         )
     return (f"feature_extractor[:{stages[first - 1]}]",)
+
+
+def _extractor_stages(rows: Sequence[VariableRow]) -> list[str]:
+    """Return the names of the feature extractor's stages that have variables, in order."""
+    return list(dict.fromkeys(row.path.split("/")[1] for row in rows if row.component == "feature_extractor"))
 
 
 def _start(entry: FreezeStageConfig, steps_per_epoch: float | None) -> int:

@@ -25,7 +25,6 @@ from detector.diagnose import (
     diagnose,
     is_auto,
     recorded_inputs,
-    stage_of,
     suggest,
 )
 from detector.diagnosis_report import diagnosis_table, save_picture
@@ -128,7 +127,6 @@ def test_every_stage_is_there_once_in_order(model, measured):
     assert [stage.path for stage in diagnosis.stages if stage.fresh] == ["box_classifier/predictor"]
     weights = [row for row in rows_of(model.components) if not row.statistic]
     assert sum(stage.parameters for stage in diagnosis.stages) == sum(row.size for row in weights)
-    assert stage_of("box_classifier/predictor/class_scores/kernel") == "box_classifier/predictor"
 
 
 def test_recall_is_the_part_of_the_objects_that_a_proposal_finds(model, measured):
