@@ -27,7 +27,7 @@ LAYERS = [
     | {"sweep_table"},
     {"feature_cache"},
     {"frozen_prefix"},
-    {"freeze", "checkpoint", "run_log", "freeze_proof", "weights"},
+    {"freeze", "checkpoint", "run_log", "freeze_proof", "provenance", "weights"},
     {"faster_rcnn"},
     {"rpn", "box_classifier", "feature_extractors"},
     {"batch_norm", "sparse_convolution"},
