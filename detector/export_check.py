@@ -1,8 +1,4 @@
-"""The check of an export: a fresh process without this package must detect what the live model detects.
-
-Where the export differs on purpose from what was trained (in its precision, or with fewer proposals), a
-second check says what that costs: the AP of both, and the interval of their difference.
-"""
+"""The check of an export: a fresh process without this package must detect what the live model detects."""
 
 import os
 import subprocess
@@ -19,15 +15,6 @@ import tensorflow as tf
 from detector.export import ENCODED_SIGNATURE, IMAGES_SIGNATURE, label_map_ids
 from detector.faster_rcnn import FasterRCNN, Inference
 from detector.memory_optimizer import without_memory_optimizer
-from detector.paired_interval import (
-    CONFIDENCE,
-    Interval,
-    average_precision,
-    draw_images,
-    match_detections,
-    mean_over_classes,
-    paired_interval,
-)
 from detector.resizer import Resizer, to_canvas
 
 TOLERANCE = 1e-4
@@ -129,49 +116,6 @@ def check_export(
         reloaded["a batch of two"], reloaded["a batch of two, encoded"]
     )
     return ExportCheck(agreements, sum(len(table) for tables in reloaded.values() for table in tables[::2]))
-
-
-@dataclass(frozen=True)
-class ScoreChange:
-    """The AP of a checkpoint `as_trained` and `as_exported`, and the interval of the second less the first.
-
-    All are None where the `images` have no labels.
-    """
-
-    images: int
-    as_trained: float | None
-    as_exported: float | None
-    difference: Interval | None
-
-    def line(self) -> str:
-        """Return it in one line, for people."""
-        if self.difference is None:
-            return f"no AP: the {self.images} images have no labels"
-        return (
-            f"AP {self.as_trained:.3f} as trained, {self.as_exported:.3f} as exported: "
-            f"{self.difference.difference:+.3f}, {CONFIDENCE:.0%} interval {self.difference.low:+.3f} to "
-            f"{self.difference.high:+.3f} over {self.images} images"
-        )
-
-
-def score_change(
-    ground_truth: Mapping[str, Any],
-    as_trained: Sequence[Mapping[str, Any]],
-    as_exported: Sequence[Mapping[str, Any]],
-) -> ScoreChange:
-    """Compare two sets of detections on the same images, COCO results, by AP.
-
-    Raises ValueError for what `coco_metrics.score` refuses.
-    """
-    images = len(ground_truth["images"])
-    draws = np.concatenate([np.ones([1, images], int), draw_images(images)])
-    before, after = (
-        mean_over_classes(average_precision(match_detections(ground_truth, detections), draws))
-        for detections in (as_trained, as_exported)
-    )
-    if np.isnan(before[0]):
-        return ScoreChange(images, None, None, None)
-    return ScoreChange(images, float(before[0]), float(after[0]), paired_interval([after], [before]))
 
 
 def _run_alone(saved_model: str | Path, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -19,6 +19,7 @@ LAYERS = [
         "evaluate",
         "export",
         "export_check",
+        "score_change",
         "experiment",
         "diagnose",
         "plan_record",
