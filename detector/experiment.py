@@ -8,13 +8,8 @@ from detector.builder import build_model
 from detector.config import Config
 from detector.faster_rcnn import FasterRCNN
 from detector.freeze import FreezePlan, rows_of
-from detector.freeze_schedule import (
-    FreezeSchedule,
-    gradual,
-    layers_preset,
-    linear_probe,
-    resolve_schedule,
-)
+from detector.freeze_presets import gradual, layers_preset, linear_probe
+from detector.freeze_schedule import FreezeSchedule, resolve_schedule
 from detector.provenance import provenance_of
 from detector.selectors import VariableRow
 from detector.weights.importing import ImportReport, import_weights

@@ -28,7 +28,8 @@ LAYERS = [
     | {"sweep_table"},
     {"feature_cache"},
     {"frozen_prefix"},
-    {"freeze", "checkpoint", "run_log", "freeze_proof", "provenance", "weights"},
+    {"freeze", "checkpoint", "run_log", "freeze_proof", "provenance", "weights"}
+    | {"freeze_presets", "freeze_schedule"},
     {"faster_rcnn"},
     {"rpn", "box_classifier", "feature_extractors"},
     {"batch_norm", "sparse_convolution"},
