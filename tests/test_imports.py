@@ -22,6 +22,8 @@ LAYERS = [
         "score_change",
         "experiment",
         "diagnose",
+        "freeze_suggestion",
+        "auto_freeze",
         "plan_record",
     }
     | {"sweep", "sweep_advice", "sweep_config", "sweep_disagreements", "sweep_figures", "sweep_runs"}

@@ -9,11 +9,11 @@ from detector import checkpoint
 from detector.builder import build_model, build_resizer
 from detector.checkpoint import CheckpointInfo
 from detector.config import override
-from detector.diagnose import Suggestion
 from detector.digest import digests
 from detector.export import MANIFEST, export, freeze_manifest
 from detector.freeze import resolve, rows_of
 from detector.freeze_proof import prove
+from detector.freeze_suggestion import Suggestion
 from detector.run_log import RunLog
 
 pytestmark = pytest.mark.usefixtures("built_once")
@@ -59,7 +59,7 @@ def test_auto_prints_its_reasons_and_its_plan(monkeypatch, capsys, tmp_path):
         assert not restored and len(next(iter(batches))["image"]) == 8
         return Suggestion(("rpn",), ("train feature_extractor: it moves", "freeze rpn: it is still"))
 
-    monkeypatch.setattr("detector.diagnose.auto_freeze", auto_freeze)
+    monkeypatch.setattr("detector.auto_freeze.auto_freeze", auto_freeze)
     start = ["--freeze", "auto", "--allow-fresh", "--set", "train.restore.path=null"]
     assert plan_tool.main([*start, "--set", f"data.train.root={tmp_path}"]) == 0
     printed = capsys.readouterr().out
