@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin
 
 from data.dataset import Category, EncodedImage, Example, LabelError, LabelReport, name_a_few
 
@@ -24,8 +24,18 @@ OTHER_SIZE_SWAPPED = (
     "the image's own size is used"
 )
 
-# What `tf.io.decode_image` reads.
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF")
+# What `tf.io.decode_image` reads.  Each is opened by its own class: `Image.open` refuses 179 million pixels
+# and warns of half as many, lest Pillow decode them; here it reads their header alone.
+_IMAGE_FILES: tuple[type[ImageFile.ImageFile], ...] = (
+    JpegImagePlugin.JpegImageFile,
+    PngImagePlugin.PngImageFile,
+    BmpImagePlugin.BmpImageFile,
+    GifImagePlugin.GifImageFile,
+)
+
+# From here on TensorFlow decodes none: pixels, of a JPEG numbers in its pixels (`core/lib/jpeg/jpeg_mem.cc`,
+# `core/kernels/image/decode_image_op.cc`).
+_TOO_LARGE = {"JPEG": 2**29, "PNG": 2**29, "BMP": 2**28 - 1}
 
 # Pixels.  Normalised coordinates and decimals are off by rounding: an overhang of so much is nothing to
 # report, and a box of no more has no size once it is float32, scaled and cropped.
@@ -77,19 +87,36 @@ def image_size(file: BinaryIO) -> tuple[int, int]:
     Raises:
         ValueError: it is no such image, or TensorFlow does not decode it to its colours.
     """
-    try:
-        # Pillow reads no further than the header until pixels are asked for.
-        with Image.open(file, formats=_FORMATS) as image:
-            # `tf.io.decode_image` takes a palette's indices for gray, and refuses a pixel that is one bit.
-            has_palette = image.format == "BMP" and image.mode in ("P", "1")
-            size_hw = image.height, image.width
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"its header is not that of a {', '.join(_FORMATS[:-1])} or GIF image") from error
-    if has_palette:
+    image = _open(file)
+    kind = str(image.format)
+    # `tf.io.decode_image` takes a palette's indices for gray, and refuses a pixel that is one bit.
+    if kind == "BMP" and image.mode in ("P", "1"):
         raise ValueError(
             "it is a BMP with a palette, which TensorFlow cannot read; convert it to PNG or JPEG"
         )
-    return size_hw
+    pixels = image.height * image.width
+    limit = _TOO_LARGE.get(kind, np.inf) / (len(image.getbands()) if kind == "JPEG" else 1)
+    if pixels >= limit:
+        raise ValueError(
+            f"it is a {kind} of {pixels / 1e6:,.0f} million pixels, and TensorFlow reads less than "
+            f"{limit / 1e6:,.0f} million; scale it down"
+        )
+    return image.height, image.width
+
+
+def _open(file: BinaryIO) -> ImageFile.ImageFile:
+    """Return an image of which the header is read; Pillow reads no further until pixels are asked for.
+
+    Raises ValueError if it is of no format that TensorFlow reads.
+    """
+    for image_file in _IMAGE_FILES:
+        file.seek(0)
+        try:
+            return image_file(file)
+        # How Pillow says that it is of another format, or damaged.
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            continue
+    raise ValueError("its header is not that of a JPEG, PNG, BMP or GIF image")
 
 
 def image_sizes(paths: Sequence[Path], label_file: Path) -> list[tuple[int, int]]:

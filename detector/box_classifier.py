@@ -134,7 +134,7 @@ def draw_proposals(
         The S drawn proposals, and which rows of `proposals` they are.
     """
     matches = _match_proposals(proposals, truth)
-    is_candidate = _is_proposal(proposals) & (matches != sampling.IGNORED)
+    is_candidate = proposals.is_proposal & (matches != sampling.IGNORED)
     draw = sampling.draw_balanced(is_candidate, matches >= 0, batch_size, positive_fraction, seed)
     drawn = tf.where(
         draw.is_drawn[..., tf.newaxis], tf.gather(proposals.boxes_yxyx, draw.indices, batch_dims=1), 0.0
@@ -159,7 +159,7 @@ def box_classifier_losses(
     """
     shape = tf.shape(proposals.boxes_yxyx)[:2]
     matches = _match_proposals(proposals, truth)  # [B, S]
-    is_real = _is_proposal(proposals)
+    is_real = proposals.is_proposal
     is_positive = is_real & (matches >= 0)
     matched_row = tf.maximum(matches, 0)
     target_class = tf.where(is_positive, tf.gather(truth.classes, matched_row, batch_dims=1) + 1, 0)
@@ -215,7 +215,7 @@ def detections(
     probability = tf.reshape(probability, [batch, per_image, num_classes])
     return suppress_and_clip(
         decoded,
-        tf.where(_is_proposal(proposals)[..., tf.newaxis], probability, -1.0),
+        tf.where(proposals.is_proposal[..., tf.newaxis], probability, -1.0),
         image_size_hw,
         max_per_class=max_detections_per_class,
         max_total=max_detections,
@@ -232,7 +232,3 @@ def _match_proposals(proposals: Proposals, truth: GroundTruth) -> tf.Tensor:
         unmatched_iou=MATCHED_IOU,
         force_match=False,
     )
-
-
-def _is_proposal(proposals: Proposals) -> tf.Tensor:
-    return tf.range(tf.shape(proposals.boxes_yxyx)[1]) < proposals.count[:, tf.newaxis]  # [B, P]

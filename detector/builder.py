@@ -1,9 +1,11 @@
 """From a configuration to a model: the one place where settings become constructor arguments."""
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
 
@@ -29,6 +31,8 @@ _INCEPTIONS: dict[str, Any] = {
 def build_model(config: ModelConfig, class_names: Sequence[str], seed: int = 0) -> FasterRCNN:
     """Build the detector for `class_names` with fresh weights, a function of `seed`.
 
+    TensorFlow's global generator is seeded with it, too; Python's and NumPy's are left as they are.
+
     Raises:
         ValueError: there are no classes, a name stands twice, or `num_classes` says another number.
     """
@@ -39,7 +43,7 @@ def build_model(config: ModelConfig, class_names: Sequence[str], seed: int = 0) 
             f"model.num_classes is {config.num_classes}, but the data has {len(class_names)} classes: "
             f"{', '.join(class_names)}; leave num_classes out or mend the label map"
         )
-    tf_keras.utils.set_random_seed(seed)
+    _seed_initializers(seed)
     anchor_grid = AnchorGrid(**config.anchors.model_dump())
     rpn = config.rpn.model_dump()
     box_classifier = config.box_classifier.model_dump()
@@ -99,6 +103,18 @@ def _feature_extractor(
     depth = int(config.type.removeprefix("resnet"))
     shape = {"topology": config.topology, **batch_norm}
     return resnet.first_stage(depth, **shape), resnet.tower(depth, **shape), resnet.preprocess
+
+
+def _seed_initializers(seed: int) -> None:
+    """Seed what initial values are drawn from: generators of TensorFlow and of tf_keras.
+
+    The one function of tf_keras for it seeds Python's and NumPy's too.  Those are the caller's, and are put
+    back.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    tf_keras.utils.set_random_seed(seed)
+    random.setstate(python_state)
+    np.random.set_state(numpy_state)
 
 
 @contextmanager

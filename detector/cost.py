@@ -8,6 +8,7 @@ import tf_keras
 
 from detector.faster_rcnn import FasterRCNN
 from detector.freeze import FreezePlan
+from detector.rpn import Proposals
 from detector.selectors import under
 from detector.sparse_convolution import differentiated_part
 
@@ -57,8 +58,9 @@ def _count(model: FasterRCNN, canvas_hw: tuple[int, int]) -> list[StageCost]:
     _, height, width, _ = shape
     add("rpn", model.rpn, shape, differentiated_part(height * width, model.rpn_settings.minibatch_size))
     settings = model.box_classifier_settings
-    side = (settings.crop_size - settings.pool_size) // settings.pool_stride + 1
-    shape = [settings.batch_size, side, side, shape[-1]]
+    whole = tf.constant([[[0.0, 0.0, *canvas_hw]]])  # any one box: what counts is the crop's shape
+    crop = model.crops(tf.zeros(shape), Proposals(whole, tf.ones([1, 1]), tf.ones([1], tf.int32)), canvas_hw)
+    shape = [settings.batch_size, *crop.shape[1:]]
     for name, stage in model.box_classifier.tower.stages.items():
         shape = add(f"box_classifier/tower/{name}", stage, shape)
     add("box_classifier/predictor", model.box_classifier.predictor, shape)

@@ -1,4 +1,4 @@
-"""Which parts of a restored detector fit a data set, measured without training, and a freeze that follows.
+"""Which parts of a restored detector fit a data set, measured without training.
 
 Forward and backward passes at the restored weights, which stay as they are.  Per stage:
 
@@ -6,13 +6,13 @@ Forward and backward passes at the restored weights, which stay as they are.  Pe
     shift                how far the inputs of its BatchNorm layers lie from the statistics they were trained
                          with: the domain gap as this stage sees it, what earlier stages pass on included
 
-and for the whole detector where the loss comes from, and how many objects the proposals find.  `suggest`
-makes a freeze of it by a rule of thumb; only training the variants tells which is best.
+and for the whole detector where the loss comes from, and how many objects the proposals find.
+`detector.freeze_suggestion` makes a freeze of it.
 """
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,23 +22,15 @@ import tensorflow as tf
 import tf_keras
 
 from detector import boxes
-from detector.builder import build_model
 from detector.component import walk_layers
-from detector.config import Config
 from detector.faster_rcnn import FasterRCNN
 from detector.freeze import rows_of
 from detector.sampling import GroundTruth
-from detector.selectors import FreezeError, VariableRow, largest_prefixes
-from detector.weights.importing import import_weights
+from detector.selectors import stage_of
 
 Batch = Mapping[str, tf.Tensor]
 
-AUTO = "auto"  # the word for `--freeze` that stands for what `suggest` says
 RECALL_IOUS = (0.5, 0.75)
-# The rule of thumb's two numbers: how far below their medians a stage's measures have to be on average, and
-# the recall at IoU 0.5 below which the RPN is left to learn.  Chosen by judgement, not fitted to sweeps.
-SMALL = 0.85
-ENOUGH_RECALL = 0.9
 
 
 @dataclass(frozen=True)
@@ -89,14 +81,6 @@ class Diagnosis:
             "stages": [{**asdict(stage), "shift": stage.shift} for stage in self.stages],
             "recall": {f"{iou:.2f}": part for iou, part in self.recall.items()},
         }
-
-
-@dataclass(frozen=True)
-class Suggestion:
-    """Selectors for `--freeze` (`none` where nothing should be frozen), and why: a line per stage."""
-
-    freeze: tuple[str, ...]
-    reasons: tuple[str, ...]
 
 
 def diagnose(
@@ -150,7 +134,7 @@ def diagnose(
         shifts[stage_of(path)].append(moments[path].shift(layer))
 
     def of_stage(path: str) -> StageDiagnosis:
-        members = [row for row in rows if stage_of(row.path) == path]
+        members = [row for row in rows if row.stage == path]
         gradient = statistics.fmean(of_batch[path] for of_batch in gradients)
         mean_shifts = [mean for mean, _ in shifts.get(path, ())]
         variance_shifts = [variance for _, variance in shifts.get(path, ())]
@@ -174,109 +158,6 @@ def diagnose(
             for iou, count in zip(RECALL_IOUS, found, strict=True)
         },
     )
-
-
-def suggest(diagnosis: Diagnosis) -> Suggestion:
-    """Suggest a freeze: a rule of thumb, the same for the same diagnosis.
-
-    A stage is frozen if its relative gradient and its shift (where it has BatchNorm) are both less than the
-    medians over the stages, and on average less than `SMALL` times those: it is asked to move less than most,
-    and sees a smaller domain gap than most.  The average keeps a stage near one of the medians from changing
-    sides with the draw of the batches.  A stage with a fresh variable always trains, and so does the RPN if
-    its proposals find less than `ENOUGH_RECALL` of the objects at IoU 0.5: the second stage never sees what
-    they miss.  Since not every stage can lie below the median, something always trains.
-
-    What it does not know: how much a stage would change under an adaptive optimizer, which takes steps of
-    about one size whatever the gradient; how much data there is to learn from; and that of two stages that
-    could adapt, one may be enough.  It compares the stages of one detector with each other, so at least half
-    of them train even where the data is what the detector was trained on; and it says nothing about how much
-    accuracy a freeze costs: `tools/sweep.py` does.
-    """
-    restored = [stage for stage in diagnosis.stages if not stage.fresh]
-    if not restored:
-        return Suggestion(("none",), ("train everything: no part came whole from a checkpoint",))
-    gradient_median = statistics.median(stage.relative_gradient for stage in diagnosis.stages)
-    seen = [stage.shift for stage in diagnosis.stages if stage.shift is not None]
-    shift_median = statistics.median(seen) if seen else 0.0
-    recall = diagnosis.recall[RECALL_IOUS[0]]
-
-    frozen, reasons = [], []
-    for stage in diagnosis.stages:
-        measures = [("gradient", stage.relative_gradient, gradient_median)]
-        if stage.shift is not None:
-            measures.append(("shift", stage.shift, shift_median))
-        large = [measure for measure in measures if not measure[1] < measure[2]]
-        if stage.fresh:
-            reason = "has values that come from an initializer"
-        elif stage.path == "rpn" and (recall is None or recall < ENOUGH_RECALL):
-            reason = "there are no objects to try its proposals on"
-            if recall is not None:
-                reason = f"its proposals find {recall:.0%} of the objects, less than {ENOUGH_RECALL:.0%}"
-        elif large:
-            reason = _against_medians(large)
-        elif statistics.fmean(value / median for _, value, median in measures) >= SMALL:
-            reason = f"{_against_medians(measures)}: close to it"
-        else:
-            frozen.append(stage)
-            reason = _against_medians(measures)
-        reasons.append(f"{'freeze' if stage in frozen else 'train'} {stage.path}: {reason}")
-    # The fewest selectors: stages stand in for the variables below them.
-    rows = [VariableRow(stage.path, (), restored=True) for stage in diagnosis.stages]
-    selectors = largest_prefixes(rows, [stage.path for stage in frozen])
-    return Suggestion(tuple(selectors) or ("none",), tuple(reasons))
-
-
-def _against_medians(measures: Iterable[tuple[str, float, float]]) -> str:
-    parts = [
-        f"{name} {value / median:.2f}" if median else f"{name} {value:.2g}, median 0"
-        for name, value, median in measures
-    ]
-    return f"{' and '.join(parts)} of the median"
-
-
-def auto_freeze(model: FasterRCNN, batches: Iterable[Batch], *, restored: Collection[str]) -> Suggestion:
-    """Diagnose and suggest: what `--freeze auto` stands for.  Takes and raises what `diagnose` does."""
-    return suggest(diagnose(model, batches, restored=restored))
-
-
-def is_auto(config: Config) -> bool:
-    """Whether the configuration leaves the freeze to `choose_freeze`.
-
-    Raises:
-        FreezeError: `auto` does not stand alone.
-    """
-    if AUTO in config.freeze.freeze and len(config.freeze.freeze) > 1:
-        others = ", ".join(repr(text) for text in config.freeze.freeze if text != AUTO)
-        raise FreezeError(f"freeze 'auto' stands alone, but came with {others}; leave one out")
-    return config.freeze.freeze == (AUTO,)
-
-
-def choose_freeze(
-    config: Config, class_names: Sequence[str], batches: Iterable[Batch]
-) -> tuple[Config, Suggestion]:
-    """Return the configuration with its `auto` replaced by selectors, and why they were chosen.
-
-    Builds and restores a detector of its own, so that the one that trains is as if the selectors had been
-    written by hand; the same configuration and batches always give the same.
-
-    Raises:
-        ValueError: of the model's, the import's or of `diagnose`.
-    """
-    model = build_model(config.model, class_names, seed=config.train.seed)
-    restore = config.train.restore
-    imported = import_weights(model, restore.path, kind=restore.type) if restore.path else None
-    suggestion = auto_freeze(model, batches, restored=imported.restored if imported else ())
-    # An empty list, and not `none`, which stands alone: presets and schedules add to it.
-    selectors = () if suggestion.freeze == ("none",) else suggestion.freeze
-    freeze = config.freeze.model_copy(update={"freeze": selectors})
-    return config.model_copy(update={"freeze": freeze}), suggestion
-
-
-def stage_of(path: str) -> str:
-    """Return the stage that the variable or layer at `path` is of; `rpn` and the predictor are one each."""
-    names = path.split("/")
-    depth = 1 if names[0] == "rpn" else 3 if names[:2] == ["box_classifier", "tower"] else 2
-    return "/".join(names[:depth])
 
 
 def batch_norms(model: FasterRCNN) -> dict[str, tf_keras.layers.BatchNormalization]:
@@ -353,9 +234,8 @@ def _found_by_proposals(model: FasterRCNN, batch: Batch) -> tuple[tf.Tensor, tf.
     """Return how many objects there are, and how many the proposals of inference find at each of the IoUs."""
     proposals = model.propose(model.first_stage(batch["image"]), batch["image_size_hw"])
     truth = GroundTruth.of(batch)
-    is_proposal = tf.range(tf.shape(proposals.boxes_yxyx)[1]) < proposals.count[:, tf.newaxis]  # [B, P]
     overlaps = boxes.iou(truth.boxes_yxyx, proposals.boxes_yxyx)  # [B, N, P]
-    best = tf.reduce_max(tf.where(is_proposal[:, tf.newaxis], overlaps, 0.0), axis=2)  # [B, N]
+    best = tf.reduce_max(tf.where(proposals.is_proposal[:, tf.newaxis], overlaps, 0.0), axis=2)  # [B, N]
     found = [tf.math.count_nonzero(truth.is_object & (best >= iou)) for iou in RECALL_IOUS]
     return tf.math.count_nonzero(truth.is_object), tf.stack(found)
 

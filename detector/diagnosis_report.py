@@ -9,7 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from detector.diagnose import Diagnosis, Suggestion
+from detector.diagnose import Diagnosis
+from detector.freeze_suggestion import Suggestion
 from detector.selectors import under
 
 _FROZEN, _TRAINED = "#3b6fb6", "#e08a2e"  # told apart in grey and by colour-blind eyes

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 Color = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]  # left, top, right, bottom
 
-_SHORTEST_SIDE = 480  # of the longer side: smaller pictures are enlarged, or their labels would cover them
+_SMALLEST_LONGER_SIDE = 480  # pixels: smaller pictures are enlarged, or their labels would cover them
 _SMALLEST_TEXT, _TEXT_PART = 13, 0.02  # height of the letters: pixels, and part of the longer side
 _GOLDEN_RATIO = 0.618034
 
@@ -46,7 +46,7 @@ def draw_detections(
         colors: D colours.
     """
     height, width = image.shape[:2]
-    factor = -(-_SHORTEST_SIDE // max(height, width))
+    factor = -(-_SMALLEST_LONGER_SIDE // max(height, width))
     picture = Image.fromarray(image)
     if factor > 1:
         picture = picture.resize((width * factor, height * factor), Image.Resampling.BICUBIC)

@@ -42,11 +42,11 @@ class Evaluator:
             note: is told what the cache has to say.
 
         Raises:
-            ValueError: the data set has a class that the model does not know.
+            ValueError: something is labelled as a class that the model does not know.
         """
         self._batches = batches
         self._ground_truth = ground_truth
-        self._category_ids = category_ids(model.class_names, ground_truth["categories"])
+        self._category_ids = category_ids(model.class_names, ground_truth)
         self._model = model
         self._cache = cache
         self._cache_batch_size = cache_batch_size
@@ -98,14 +98,23 @@ def evaluate(model: FasterRCNN, batches: Iterable[Batch], ground_truth: dict[str
     return Evaluator(model, batches, ground_truth)()
 
 
-def category_ids(class_names: Sequence[str], categories: Sequence[Mapping[str, Any]]) -> list[int | None]:
+def category_ids(class_names: Sequence[str], ground_truth: Mapping[str, Any]) -> list[int | None]:
     """Return the data set's category id of every class of the model, by name; None where it has none.
 
+    A category that nothing is labelled with may be unknown to the model: it has no part in the scores.
+
+    Args:
+        class_names: the model's.
+        ground_truth: the data set in COCO format.
+
     Raises:
-        ValueError: the data set has a class that the model does not know.
+        ValueError: something is labelled as a class that the model does not know.
     """
-    ids = {category["name"]: category["id"] for category in categories}
-    unknown = [name for name in ids if name not in class_names]
+    labelled = {annotation["category_id"] for annotation in ground_truth["annotations"]}
+    ids = {category["name"]: category["id"] for category in ground_truth["categories"]}
+    unknown = [
+        name for name, category_id in ids.items() if name not in class_names and category_id in labelled
+    ]
     if unknown:
         raise ValueError(
             f"the model does not know the data set's classes {', '.join(map(repr, unknown))}; "

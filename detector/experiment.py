@@ -8,14 +8,9 @@ from detector.builder import build_model
 from detector.config import Config
 from detector.faster_rcnn import FasterRCNN
 from detector.freeze import FreezePlan, rows_of
-from detector.freeze_proof import provenance_of
-from detector.freeze_schedule import (
-    FreezeSchedule,
-    gradual,
-    layers_preset,
-    linear_probe,
-    resolve_schedule,
-)
+from detector.freeze_presets import gradual, layers_preset, linear_probe
+from detector.freeze_schedule import FreezeSchedule, resolve_schedule
+from detector.provenance import provenance_of
 from detector.selectors import VariableRow
 from detector.weights.importing import ImportReport, import_weights
 from detector.weights.object_detection_api import api_names
@@ -38,9 +33,11 @@ class Experiment:
         return self.schedule.stages[0].plan
 
     @property
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, dict[str, Any]]:
         """Per component where its values came from."""
-        return provenance_of(self.plan.rows, self.imported.source if self.imported else None)
+        if self.imported is not None:
+            return self.imported.provenance()
+        return provenance_of([], [row.path for row in self.plan.rows])
 
 
 def prepare(config: Config, class_names: Sequence[str], images: int | None = None) -> Experiment:

@@ -38,7 +38,7 @@ from detector import boxes, encoded_image
 from detector.box_classifier import BoxPredictions
 from detector.checkpoint import CheckpointInfo
 from detector.digest import digests
-from detector.faster_rcnn import FasterRCNN, height_and_width
+from detector.faster_rcnn import FasterRCNN
 from detector.freeze_proof import prove
 from detector.label_map import write_label_map
 from detector.resizer import Resizer, to_canvas
@@ -174,10 +174,7 @@ def serving_functions(model: FasterRCNN, resizer: Resizer, ids: Sequence[int]) -
     # One graph for both signatures.
     @tf.function(input_signature=[canvas_spec, tf.TensorSpec([None, 2], tf.int32)], autograph=False)
     def detect(canvas: tf.Tensor, size_hw: tf.Tensor) -> dict[str, tf.Tensor]:
-        first = model.first_stage(canvas)
-        proposals = model.propose(first, size_hw)
-        predictions = model.second_stage(first.features, proposals, height_and_width(canvas))
-        found = model.detections(predictions, proposals, size_hw)
+        proposals, predictions, found = model.infer(canvas, size_hw)
         raw_boxes_yxyx, raw_scores = _raw_detections(predictions, proposals, size_hw)
         return {
             "detection_boxes": _normalize(found.boxes_yxyx, size_hw),
@@ -228,7 +225,7 @@ def _raw_detections(
     Both are 0 behind an image's last proposal.
     """
     batch, per_image = tf.shape(proposals.boxes_yxyx)[0], proposals.boxes_yxyx.shape[1]
-    is_proposal = (tf.range(per_image) < proposals.count[:, tf.newaxis])[..., tf.newaxis]
+    is_proposal = proposals.is_proposal[..., tf.newaxis]
     scores = tf.nn.softmax(predictions.class_logits)
     encodings = predictions.box_encodings  # [B * P, C or 1, 4]
     if encodings.shape[1] > 1:

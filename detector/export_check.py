@@ -1,8 +1,4 @@
-"""The check of an export: a fresh process without this package must detect what the live model detects.
-
-Where the export differs on purpose from what was trained (in its precision, or with fewer proposals), a
-second check says what that costs: the AP of both, and the interval of their difference.
-"""
+"""The check of an export: a fresh process without this package must detect what the live model detects."""
 
 import os
 import subprocess
@@ -16,22 +12,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from detector.box_classifier import BoxPredictions
 from detector.export import ENCODED_SIGNATURE, IMAGES_SIGNATURE, label_map_ids
-from detector.faster_rcnn import FasterRCNN, height_and_width
+from detector.faster_rcnn import FasterRCNN, Inference
 from detector.memory_optimizer import without_memory_optimizer
-from detector.paired_interval import (
-    CONFIDENCE,
-    Interval,
-    average_precision,
-    draw_images,
-    match_detections,
-    mean_over_classes,
-    paired_interval,
-)
 from detector.resizer import Resizer, to_canvas
-from detector.rpn import Proposals
-from detector.suppression import Suppressed
 
 TOLERANCE = 1e-4
 """Of scores, and of coordinates as parts of the image: float32 sums, not always in one order."""
@@ -43,7 +27,7 @@ allows, or two scores are almost equal, the last digit decides which one is ther
 _RELOAD = Path(__file__).with_name("reload_alone.py")
 
 Outputs = Mapping[str, np.ndarray]
-LiveDetect = Callable[[tf.Tensor, tf.Tensor], tuple[Proposals, BoxPredictions, Suppressed]]
+LiveInference = Callable[[tf.Tensor, tf.Tensor], Inference]
 
 
 class ExportCheckError(RuntimeError):
@@ -134,49 +118,6 @@ def check_export(
     return ExportCheck(agreements, sum(len(table) for tables in reloaded.values() for table in tables[::2]))
 
 
-@dataclass(frozen=True)
-class ScoreChange:
-    """The AP of a checkpoint `as_trained` and `as_exported`, and the interval of the second less the first.
-
-    All are None where the `images` have no labels.
-    """
-
-    images: int
-    as_trained: float | None
-    as_exported: float | None
-    difference: Interval | None
-
-    def line(self) -> str:
-        """Return it in one line, for people."""
-        if self.difference is None:
-            return f"no AP: the {self.images} images have no labels"
-        return (
-            f"AP {self.as_trained:.3f} as trained, {self.as_exported:.3f} as exported: "
-            f"{self.difference.difference:+.3f}, {CONFIDENCE:.0%} interval {self.difference.low:+.3f} to "
-            f"{self.difference.high:+.3f} over {self.images} images"
-        )
-
-
-def score_change(
-    ground_truth: Mapping[str, Any],
-    as_trained: Sequence[Mapping[str, Any]],
-    as_exported: Sequence[Mapping[str, Any]],
-) -> ScoreChange:
-    """Compare two sets of detections on the same images, COCO results, by AP.
-
-    Raises ValueError for what `coco_metrics.score` refuses.
-    """
-    images = len(ground_truth["images"])
-    draws = np.concatenate([np.ones([1, images], int), draw_images(images)])
-    before, after = (
-        mean_over_classes(average_precision(match_detections(ground_truth, detections), draws))
-        for detections in (as_trained, as_exported)
-    )
-    if np.isnan(before[0]):
-        return ScoreChange(images, None, None, None)
-    return ScoreChange(images, float(before[0]), float(after[0]), paired_interval([after], [before]))
-
-
 def _run_alone(saved_model: str | Path, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with tempfile.TemporaryDirectory() as folder:
@@ -207,28 +148,21 @@ def _tables(outputs: Outputs) -> list[np.ndarray]:
     return tables
 
 
-def _live_graph(model: FasterRCNN) -> LiveDetect:
+def _live_graph(model: FasterRCNN) -> LiveInference:
     """Return the live model as a `tf.function` of canvases uint8 [B, H, W, 3] and their image sizes [B, 2].
 
     A graph like the SavedModel's: where TensorFlow fuses a convolution with what follows it, bfloat16 is
     rounded once instead of after each, and eager scores differ by far more than the tolerance.
     """
-
-    @tf.function(
+    return tf.function(
+        model.infer,
         input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8), tf.TensorSpec([None, 2], tf.int32)],
         autograph=False,
     )
-    def detect(canvas: tf.Tensor, size_hw: tf.Tensor) -> tuple[Proposals, BoxPredictions, Suppressed]:
-        first = model.first_stage(canvas)
-        proposals = model.propose(first, size_hw)
-        predictions = model.second_stage(first.features, proposals, height_and_width(canvas))
-        return proposals, predictions, model.detections(predictions, proposals, size_hw)
-
-    return detect
 
 
 def _live_tables(
-    detect: LiveDetect, resizer: Resizer, images: Sequence[np.ndarray], ids: np.ndarray
+    infer: LiveInference, resizer: Resizer, images: Sequence[np.ndarray], ids: np.ndarray
 ) -> list[np.ndarray]:
     """Return what `_tables` does, of the live model, whose canvases are laid out here anew."""
     canvases, sizes_hw = zip(*(to_canvas(resizer)(tf.constant(image)) for image in images), strict=True)
@@ -238,7 +172,7 @@ def _live_tables(
     size_hw = tf.stack(sizes_hw)
 
     with without_memory_optimizer():
-        proposals, predictions, found = detect(tf.constant(canvas), size_hw)
+        proposals, predictions, found = infer(tf.constant(canvas), size_hw)
     probabilities = tf.nn.softmax(predictions.class_logits).numpy().reshape(len(images), -1, len(ids) + 1)
     tables = []
     for row, (height, width) in enumerate(size_hw.numpy()):

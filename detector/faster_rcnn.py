@@ -6,6 +6,7 @@ the canvas, and runs the second stage on a balanced draw of the proposals instea
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import tensorflow as tf
 import tf_keras
@@ -67,6 +68,14 @@ class FirstStage:
     outputs: RpnOutputs
     anchors_yxyx: tf.Tensor
     is_usable: tf.Tensor | None = field(default=None)  # bool [A], or None where all anchors take part
+
+
+class Inference(NamedTuple):
+    """What a forward pass at inference computes: P proposals an image, predictions for all, D detections."""
+
+    proposals: Proposals
+    predictions: BoxPredictions
+    detections: Suppressed
 
 
 class FasterRCNN(tf_keras.Model):
@@ -175,7 +184,11 @@ class FasterRCNN(tf_keras.Model):
         return self.box_classifier(self.crops(features, proposals, canvas_hw), training=training, seed=seed)
 
     def detect(self, image: tf.Tensor, image_size_hw: tf.Tensor) -> Suppressed:
-        """Detect objects.
+        """Detect objects; takes what `infer` does."""
+        return self.infer(image, image_size_hw).detections
+
+    def infer(self, image: tf.Tensor, image_size_hw: tf.Tensor) -> Inference:
+        """Run both stages at inference.
 
         Args:
             image: uint8 or float32 [B, H, W, 3], RGB values 0 … 255 on the canvas.
@@ -184,7 +197,7 @@ class FasterRCNN(tf_keras.Model):
         first = self.first_stage(image)
         proposals = self.propose(first, image_size_hw)
         predictions = self.second_stage(first.features, proposals, height_and_width(image))
-        return self.detections(predictions, proposals, image_size_hw)
+        return Inference(proposals, predictions, self.detections(predictions, proposals, image_size_hw))
 
     def detections(
         self, predictions: BoxPredictions, proposals: Proposals, image_size_hw: tf.Tensor

@@ -144,8 +144,7 @@ class FreezePlan:
 
     def by_stage(self) -> dict[str, PartSummary]:
         """Return {stage path: counts}, in model order; a path is like `box_classifier/tower/Mixed_5a`."""
-        names = dict.fromkeys(f"{row.component}/{row.stage}".rstrip("/") for row in self.rows)
-        return {name: self.summary(name) for name in names}
+        return {name: self.summary(name) for name in dict.fromkeys(row.stage for row in self.rows)}
 
     def frozen_prefix(self, stage_order: Sequence[str]) -> list[str]:
         """Return the longest leading run of the stage paths `stage_order` in which nothing moves.

@@ -15,35 +15,17 @@ from typing import Any
 import tensorflow as tf
 
 from detector.digest import digests
-from detector.selectors import VariableRow
 
 
 class FreezeProofError(RuntimeError):
     """A frozen variable moved: a defect of the training, never of the user's settings."""
 
 
-def provenance_of(rows: Iterable[VariableRow], checkpoint: str | None) -> dict[str, dict[str, Any]]:
-    """Say per component where its values came from.
-
-    Returns {component: {"checkpoint": the name, or None if all is fresh; "restored": how many variables;
-    "fresh": the paths of the others}}.
-    """
-    result: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        entry = result.setdefault(row.component, {"checkpoint": None, "restored": 0, "fresh": []})
-        if row.restored:
-            entry["checkpoint"] = checkpoint
-            entry["restored"] += 1
-        else:
-            entry["fresh"].append(row.path)
-    return result
-
-
 @dataclass(frozen=True)
 class FreezeProof:
     """Digests of the frozen variables `before` training and `after` `step` steps of it, by path.
 
-    `provenance` is that of `provenance_of`.
+    `provenance` is that of `detector.provenance`.
     """
 
     step: int

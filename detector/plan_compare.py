@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from detector.selectors import VariableRow, largest_prefixes
+from detector.selectors import VariableRow, largest_prefixes, stage_of
 
 _SHOWN = 10
 
@@ -35,10 +35,10 @@ class Comparison:
         """Return {stage: (identical, changed, on one side only)}."""
         kinds = (self.identical, self.changed, (*self.only_in_a, *self.only_in_b))
         # The order of B, in which the paths of one stage are spread over the kinds.
-        counts = {_stage(path): [0, 0, 0] for path in self.paths}
+        counts = {stage_of(path): [0, 0, 0] for path in self.paths}
         for kind, paths in enumerate(kinds):
             for path in paths:
-                counts[_stage(path)][kind] += 1
+                counts[stage_of(path)][kind] += 1
         return {stage: (same, changed, alone) for stage, (same, changed, alone) in counts.items()}
 
 
@@ -68,8 +68,8 @@ def comparison_table(comparison: Comparison) -> Group:
     table.add_column("component / stage", no_wrap=True)
     for heading in ("identical", "changed", "in one only", "frozen"):
         table.add_column(heading, justify="right")
-    frozen = Counter(_stage(path) for path in comparison.frozen)
-    broken = Counter(_stage(path) for path in comparison.broken)
+    frozen = Counter(stage_of(path) for path in comparison.frozen)
+    broken = Counter(stage_of(path) for path in comparison.broken)
     for stage, counts in comparison.by_stage().items():
         shown = f"{broken[stage]} of {frozen[stage]} BROKEN" if broken[stage] else f"{frozen[stage] or ''}"
         table.add_row(
@@ -105,8 +105,3 @@ def _lines(comparison: Comparison) -> list[str]:
 
 def _rows(paths: Iterable[str]) -> list[VariableRow]:
     return [VariableRow(path, (), restored=False) for path in paths]
-
-
-def _stage(path: str) -> str:
-    (row,) = _rows([path])
-    return f"{row.component}/{row.stage}".rstrip("/")

@@ -37,6 +37,13 @@ class Proposals(NamedTuple):
     scores: tf.Tensor
     count: tf.Tensor
 
+    @property
+    def is_proposal(self) -> tf.Tensor:
+        """Which rows are proposals, bool [B, P]: those behind an image's last one are not."""
+        # A static number where it is known: exported outputs have shapes by it.
+        rows = self.boxes_yxyx.shape[1] or tf.shape(self.boxes_yxyx)[1]
+        return tf.range(rows) < self.count[:, tf.newaxis]
+
 
 class Rpn(Component):
     """A 3x3 convolution with ReLU6 and two 1x1 heads on the stride-16 features."""

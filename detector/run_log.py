@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from detector import checkpoint
 from detector.checkpoint import CheckpointError
-from detector.run_page import RunPageError
+from detector.run_page import read_metrics
 from detector.whole_folder import clear_up
 
 Which = Literal["best", "last"]
@@ -67,26 +67,8 @@ class RunLog:
         self._board.flush()
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Read `metrics.jsonl` back; a last line that a killed run left half written is dropped.
-
-        Raises:
-            RunPageError: another line is damaged.
-        """
-        if not self._metrics_path.is_file():
-            return []
-        rows = []
-        lines = self._metrics_path.read_bytes().splitlines()
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except ValueError as error:
-                if number == len(lines):
-                    break
-                raise self._damaged(number, f"expected JSON: {error}") from None
-            if not isinstance(row, dict) or "step" not in row:
-                raise self._damaged(number, f"expected a mapping with a 'step', got {line.decode()[:40]}")
-            rows.append(row)
-        return rows
+        """Return the rows of `metrics.jsonl`, none before anything is logged; see `run_page.read_metrics`."""
+        return read_metrics(self._metrics_path) if self._metrics_path.is_file() else []
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics past `step`: a run that resumes there will write them again."""
@@ -159,10 +141,6 @@ class RunLog:
     def forget_half_written(self) -> None:
         """Delete checkpoints that a killed run left half written; only for who holds the run's lock."""
         clear_up(self.checkpoints, "step-*")
-
-    def _damaged(self, line: int, what: str) -> RunPageError:
-        remedy = "delete the line, which the run does not need to go on"
-        return RunPageError(f"{self._metrics_path}: line {line} is damaged: {what}; {remedy}")
 
     def _pointed(self, name: str) -> Path | None:
         link = self.checkpoints / name

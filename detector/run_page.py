@@ -1,4 +1,4 @@
-"""The JSON pages of a run's folder, read back: an error says which is missing or damaged, and what to do."""
+"""The pages of a run's folder, read back: an error says which is missing or damaged, and what to do."""
 
 import json
 from collections.abc import Callable
@@ -41,3 +41,31 @@ def read_page(path: Path, read: Callable[[Any], Page], remedy: str) -> Page:
         raise RunPageError(f"{path} is damaged: {error}; {remedy}") from None
     except (TypeError, AttributeError) as error:
         raise RunPageError(f"{path} is damaged: other values than were written ({error}); {remedy}") from None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a `metrics.jsonl`; a last line that a killed run left half written is dropped.
+
+    Raises:
+        RunPageError: the file is not there, or another line is damaged.
+    """
+    if not path.is_file():
+        raise RunPageError(f"{path}: no such file; delete {path.parent} to train the run again")
+    rows = []
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise _damaged(path, number, f"expected JSON: {error}") from None
+        if not isinstance(row, dict) or "step" not in row:
+            raise _damaged(path, number, f"expected a mapping with a 'step', got {line.decode()[:40]}")
+        rows.append(row)
+    return rows
+
+
+def _damaged(path: Path, line: int, what: str) -> RunPageError:
+    remedy = "delete the line, which the run does not need to go on"
+    return RunPageError(f"{path}: line {line} is damaged: {what}; {remedy}")

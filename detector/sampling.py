@@ -93,7 +93,8 @@ def match(
         off_value=False,
         dtype=tf.bool,
     )  # [B, N, A]
-    # An object that overlaps nothing usable has no best candidate: its argmax is row 0.
+    # Of usable candidates that it overlaps alike, be it not at all, an object takes the first, as in the
+    # original.  Where none is usable, and on padding, all IoUs are -1, and the argmax means none.
     is_best &= may_match
     first_object = tf.argmax(tf.cast(is_best, tf.uint8), axis=1, output_type=tf.int32)
     return tf.where(tf.reduce_any(is_best, axis=1), first_object, matches)

@@ -58,9 +58,8 @@ class VariableRow:
 
     @property
     def stage(self) -> str:
-        """The stage's name within its component; in `box_classifier` with its half, `tower/Mixed_5a`."""
-        depth = 2 if self.component == "box_classifier" else 1
-        return "/".join(self.path.split("/")[1:-1][:depth])
+        """The path of its stage; see `stage_of`."""
+        return stage_of(self.path)
 
     @property
     def layer(self) -> str:
@@ -74,6 +73,16 @@ class VariableRow:
         for length in self.shape:
             size *= length
         return size
+
+
+def stage_of(path: str) -> str:
+    """Return the path of the stage that the variable or layer at `path` is of.
+
+    The feature extractor and the tower are chains of stages; the RPN and the predictor are one stage each.
+    """
+    names = path.split("/")
+    depth = 1 if names[0] == "rpn" else 3 if names[:2] == ["box_classifier", "tower"] else 2
+    return "/".join(names[:depth])
 
 
 def split_selectors(texts: str | Iterable[str]) -> list[str]:

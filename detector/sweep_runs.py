@@ -4,16 +4,14 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from detector.coco_metrics import SCORE_NAMES
-from detector.config import Config, load
-from detector.run_page import read_page
+from detector.config import Config, ConfigError, load
+from detector.run_page import RunPageError, read_metrics, read_page
 
 COST_FILE = "cost.json"
 
@@ -86,34 +84,48 @@ def read_run(folder: Path) -> RunRecord:
     """Read a finished run.
 
     Raises:
-        RunPageError: a page is missing or no JSON.
+        RunPageError: a page is missing or damaged.
     """
+    remedy = f"delete {folder} to train the run again"
 
-    def read(name: str) -> Any:
-        return read_page(folder / name, lambda values: values, f"delete {folder} to train the run again")
+    def read(name: str, values_of: Callable[[Any], Any]) -> Any:
+        return read_page(folder / name, values_of, remedy)
 
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    scores = read("evaluation.json")
-    plan = read("plan.json")
-    trained, every = _parameters(plan)
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    try:
+        settings = load(folder / "config.yaml").train
+    except ConfigError as error:
+        raise RunPageError(f"{error}; {remedy}") from None
+    numbers, classes = read("evaluation.json", _scores)
+    trained, every, starts = read("plan.json", _plan)
+    metrics = read_metrics(folder / "metrics.jsonl")
     last = max((row["step"] for row in metrics), default=0)
     # A run that was stopped early has stages that it never came to.
-    starts = [stage["from_step"] for stage in plan["stages"] if stage["from_step"] < last]
-    cost = read(COST_FILE) if (folder / COST_FILE).is_file() else {}
+    starts = [start for start in starts if start < last]
+    seconds, peak = read(COST_FILE, _cost) if (folder / COST_FILE).is_file() else (None, None)
     return RunRecord(
-        seed=config["train"]["seed"],
-        numbers={name: scores[name] for name in SCORE_NAMES},
-        classes={name: values["AP"] for name, values in scores["classes"].items()},
-        detections=read("detections.json"),
+        seed=settings.seed,
+        numbers=numbers,
+        classes=classes,
+        detections=read("detections.json", list),
         trained_parameters=trained,
         parameters=every,
-        step_seconds=_step_seconds(metrics, [*starts, last], config["train"]["batch_size"]),
-        seconds=cost.get("seconds"),
-        peak_memory_bytes=cost.get("peak_memory_bytes"),
+        step_seconds=_step_seconds(metrics, [*starts, last], settings.batch_size),
+        seconds=seconds,
+        peak_memory_bytes=peak,
         metrics=metrics,
         boundaries=tuple(starts[1:]),
     )
+
+
+def _scores(page: Mapping[str, Any]) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """Return the 12 numbers by name, and AP by class."""
+    return {name: page[name] for name in SCORE_NAMES}, {
+        name: values["AP"] for name, values in page["classes"].items()
+    }
+
+
+def _cost(page: Mapping[str, Any]) -> tuple[float, int]:
+    return page["seconds"], page["peak_memory_bytes"]
 
 
 def _step_seconds(
@@ -137,16 +149,17 @@ def _step_seconds(
     return seconds / steps if steps else None
 
 
-def _parameters(plan: Mapping[str, Any]) -> tuple[int, int]:
-    """Return how many parameters of a run's `plan.json` some freeze stage trains, and how many there are."""
+def _plan(page: Mapping[str, Any]) -> tuple[int, int, list[int]]:
+    """Return how many parameters some freeze stage trains, how many there are, and where the stages begin."""
     sizes: dict[str, int] = {}
     trained = set()
-    for stage in plan["stages"]:
+    for stage in page["stages"]:
         for row in stage["plan"]["variables"]:
             sizes[row["path"]] = math.prod(row["shape"])
             if row["fate"] == "trained":
                 trained.add(row["path"])
-    return sum(sizes[path] for path in trained), sum(sizes.values())
+    starts = [stage["from_step"] for stage in page["stages"]]
+    return sum(sizes[path] for path in trained), sum(sizes.values()), starts
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

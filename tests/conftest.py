@@ -72,7 +72,7 @@ def built_once() -> Iterator[None]:
     """Build and cost a detector once for all commands of a module that restore it whole, or do not run it."""
     build = cache(detector.builder.build_model)
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("experiment", "diagnose"):
+        for module in ("experiment", "auto_freeze"):
             # What moves the statistics is none of the builder's business.
             patch.setattr(
                 f"detector.{module}.build_model",

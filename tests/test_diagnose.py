@@ -10,28 +10,18 @@ import tensorflow as tf
 from conftest import CLASS_NAMES, TINY, tiny_batch, values_of
 from PIL import Image
 from rich.console import Console
+from test_freeze_suggestion import EXAMPLE, STAGES
 
 from detector import checkpoint
 from detector.builder import build_model
 from detector.checkpoint import CheckpointInfo
 from detector.config import override
-from detector.diagnose import (
-    Diagnosis,
-    StageDiagnosis,
-    Suggestion,
-    auto_freeze,
-    batch_norms,
-    choose_freeze,
-    diagnose,
-    is_auto,
-    recorded_inputs,
-    stage_of,
-    suggest,
-)
+from detector.diagnose import batch_norms, diagnose, recorded_inputs
 from detector.diagnosis_report import diagnosis_table, save_picture
 from detector.freeze import rows_of
+from detector.freeze_suggestion import Suggestion, suggest
 from detector.run_log import RunLog
-from detector.selectors import FreezeError, select_each
+from detector.selectors import select_each
 
 RESTORED_BUT = "box_classifier/predictor/class_scores/bias"
 
@@ -128,7 +118,6 @@ def test_every_stage_is_there_once_in_order(model, measured):
     assert [stage.path for stage in diagnosis.stages if stage.fresh] == ["box_classifier/predictor"]
     weights = [row for row in rows_of(model.components) if not row.statistic]
     assert sum(stage.parameters for stage in diagnosis.stages) == sum(row.size for row in weights)
-    assert stage_of("box_classifier/predictor/class_scores/kernel") == "box_classifier/predictor"
 
 
 def test_recall_is_the_part_of_the_objects_that_a_proposal_finds(model, measured):
@@ -175,120 +164,10 @@ def test_what_cannot_be_diagnosed_is_an_error(model, monkeypatch):
         diagnose(model, batches(), restored=())
 
 
-# The median of the gradients is 1.0, of the shifts (mean + variance / 2) 0.5.
-STAGES = (
-    StageDiagnosis("feature_extractor/conv1", 10, False, 3.0, 0.6, 0.4),
-    StageDiagnosis("feature_extractor/conv2", 10, False, 0.8, 0.3, 0.32),
-    StageDiagnosis("feature_extractor/conv3", 10, False, 0.5, 0.1, 0.1),
-    StageDiagnosis("feature_extractor/conv4", 10, False, 1.5, 0.1, 0.2),
-    StageDiagnosis("rpn", 10, False, 0.1, None, None),
-    StageDiagnosis("box_classifier/tower/a", 10, False, 1.0, 0.4, 0.2),
-    StageDiagnosis("box_classifier/tower/b", 10, False, 0.2, 0.5, 0.4),
-    StageDiagnosis("box_classifier/tower/c", 10, False, 1.2, 0.5, 0.8),
-    StageDiagnosis("box_classifier/predictor", 10, False, 2.0, None, None),
-)
-LOSSES = {"rpn_box": 1.0, "rpn_objectness": 1.0, "box": 1.0, "class": 1.0}
-EXAMPLE = Diagnosis(8, 4, 20, STAGES, LOSSES, {0.5: 0.95, 0.75: 0.4})
-
-
-def with_stage(path, **changes):
-    stages = tuple(replace(s, **changes) if s.path == path else s for s in EXAMPLE.stages)
-    return replace(EXAMPLE, stages=stages)
-
-
-def test_a_stage_is_frozen_if_gradient_and_shift_are_both_below_the_median():
-    suggestion = suggest(EXAMPLE)
-    assert suggestion.freeze == ("feature_extractor/conv3", "rpn")
-    assert suggestion.reasons == (
-        "train feature_extractor/conv1: gradient 3.00 and shift 1.60 of the median",
-        "train feature_extractor/conv2: gradient 0.80 and shift 0.92 of the median: close to it",
-        "freeze feature_extractor/conv3: gradient 0.50 and shift 0.30 of the median",
-        "train feature_extractor/conv4: gradient 1.50 of the median",
-        "freeze rpn: gradient 0.10 of the median",
-        "train box_classifier/tower/a: gradient 1.00 and shift 1.00 of the median",
-        "train box_classifier/tower/b: shift 1.40 of the median",
-        "train box_classifier/tower/c: gradient 1.20 and shift 1.80 of the median",
-        "train box_classifier/predictor: gradient 2.00 of the median",
-    )
-    assert suggest(EXAMPLE) == suggestion
-
-
-@pytest.mark.parametrize(
-    ("recall", "reason"),
-    [(0.89, "its proposals find 89% of the objects, less than 90%"), (None, "there are no objects")],
-)
-def test_an_rpn_that_misses_objects_trains(recall, reason):
-    suggestion = suggest(replace(EXAMPLE, recall={0.5: recall, 0.75: None}))
-    assert suggestion.freeze == ("feature_extractor/conv3",)
-    assert any(line.startswith(f"train rpn: {reason}") for line in suggestion.reasons)
-
-
-def test_a_fresh_stage_trains_however_still_it_is():
-    still = with_stage("box_classifier/predictor", relative_gradient=0.01)
-    assert "box_classifier/predictor" in suggest(still).freeze
-    fresh = with_stage("box_classifier/predictor", relative_gradient=0.01, fresh=True)
-    assert "box_classifier/predictor" not in suggest(fresh).freeze
-    assert any("predictor: has values that come from an init" in line for line in suggest(fresh).reasons)
-
-
-def test_whole_parts_get_one_selector():
-    still = {"relative_gradient": 0.1, "mean_shift": 0.1, "variance_shift": 0.0}
-    stages = [replace(s, **still) if "tower" in s.path else s for s in EXAMPLE.stages]
-    assert suggest(replace(EXAMPLE, stages=tuple(stages))).freeze == ("rpn", "box_classifier/tower")
-
-
-@pytest.mark.parametrize("gradient", [0.0, 1.0])
-def test_nothing_is_frozen_where_no_stage_stands_out_and_never_everything(gradient):
-    alike = tuple(replace(s, relative_gradient=gradient) for s in EXAMPLE.stages)
-    assert suggest(replace(EXAMPLE, stages=alike)).freeze == ("none",)
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        stages = tuple(replace(s, relative_gradient=rng.random() ** 4) for s in EXAMPLE.stages)
-        suggestion = suggest(replace(EXAMPLE, stages=stages))
-        assert any(reason.startswith("train ") for reason in suggestion.reasons)
-
-
-def test_from_scratch_nothing_is_frozen():
-    stages = tuple(replace(s, fresh=True) for s in EXAMPLE.stages)
-    suggestion = suggest(replace(EXAMPLE, stages=stages))
-    assert suggestion.freeze == ("none",) and "no part came whole" in suggestion.reasons[0]
-
-
 def test_the_suggested_selectors_are_ones_that_freeze_takes(model, measured):
     suggestion = suggest(measured[0])
     assert suggestion.freeze != ("none",)  # random weights have still stages too
     assert select_each(suggestion.freeze, rows_of(model.components))
-
-
-def test_auto_is_replaced_by_what_the_restored_detector_suggests(tiny_config, tmp_path, monkeypatch):
-    start = build_model(tiny_config().model, CLASS_NAMES, seed=9)
-    info = CheckpointInfo(7, [{"id": i, "name": name} for i, name in enumerate(CLASS_NAMES, 1)], {})
-    checkpoint.save(tmp_path / "start", info, start.variables_by_path)
-    seen = {}
-
-    def fake_diagnose(model, batches, *, restored):
-        seen.update(values=values_of(model.variables_by_path), batches=batches, restored=set(restored))
-        return EXAMPLE if restored else replace(EXAMPLE, stages=[replace(s, fresh=True) for s in STAGES])
-
-    monkeypatch.setattr("detector.diagnose.diagnose", fake_diagnose)
-    config = tiny_config(f"train.restore.path={tmp_path / 'start'}", "freeze.freeze=[auto]")
-    chosen, why = choose_freeze(config, CLASS_NAMES, "the batches")
-    assert why == suggest(EXAMPLE) and chosen.freeze.freeze == why.freeze
-    assert chosen.model_copy(update={"freeze": config.freeze}) == config
-    assert seen["batches"] == "the batches" and seen["restored"] == set(start.variables_by_path)
-    for path, value in values_of(start.variables_by_path).items():
-        np.testing.assert_array_equal(seen["values"][path], value)
-
-    scratch, why = choose_freeze(tiny_config("freeze.freeze=[auto]"), CLASS_NAMES, "the batches")
-    assert scratch.freeze.freeze == () and why.freeze == ("none",)
-    assert auto_freeze(start, "the batches", restored=["rpn"]) == suggest(EXAMPLE)
-
-
-def test_auto_stands_alone(tiny_config):
-    assert is_auto(tiny_config("freeze.freeze=[auto]"))
-    assert not is_auto(tiny_config()) and not is_auto(tiny_config("freeze.freeze=[rpn]"))
-    with pytest.raises(FreezeError, match="'auto' stands alone, but came with 'rpn'"):
-        is_auto(tiny_config("freeze.freeze=[auto, rpn]"))
 
 
 def test_the_table_fits_and_says_what_is_suggested():

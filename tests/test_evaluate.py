@@ -6,6 +6,7 @@ from detector.evaluate import Evaluator, category_ids, detect_all, evaluate
 from detector.suppression import Suppressed
 
 CATEGORIES = [{"id": 40, "name": "square"}, {"id": 7, "name": "circle"}, {"id": 9, "name": "star"}]
+TRUTH = {"categories": CATEGORIES, "annotations": [{"id": 1, "category_id": 9}]}
 
 
 def batch(image_ids, size_hw=(64, 64), original_hw=(128, 192)):
@@ -30,7 +31,7 @@ def fake_detect(batch):
 
 
 def test_detections_are_in_the_files_pixels_with_the_data_sets_category_ids():
-    ids = category_ids(("circle", "square", "star"), CATEGORIES)
+    ids = category_ids(("circle", "square", "star"), TRUTH)
     results = detect_all(fake_detect, [batch([5, -1])], ids)
     assert results == [
         {"image_id": 5, "category_id": 40, "bbox": [0.0, 32.0, 192.0, 32.0], "score": pytest.approx(0.9)},
@@ -39,7 +40,7 @@ def test_detections_are_in_the_files_pixels_with_the_data_sets_category_ids():
 
 
 def test_classes_that_the_data_set_does_not_have_are_left_out():
-    ids = category_ids(("circle", "whale", "square", "star"), CATEGORIES)
+    ids = category_ids(("circle", "whale", "square", "star"), TRUTH)
     assert ids == [7, None, 40, 9]
     assert [row["category_id"] for row in detect_all(fake_detect, [batch([5])], ids)] == [7]
 
@@ -48,7 +49,11 @@ def test_a_class_that_the_model_does_not_know_is_an_error():
     with pytest.raises(
         ValueError, match="does not know the data set's classes 'star'; it knows 'circle', 'square'"
     ):
-        category_ids(("circle", "square"), CATEGORIES)
+        category_ids(("circle", "square"), TRUTH)
+
+
+def test_a_class_that_the_model_does_not_know_may_be_listed_if_nothing_is_labelled_so():
+    assert category_ids(("circle", "star"), TRUTH) == [7, 9]
 
 
 def test_no_detections_at_all_score_zero(tiny_model, make_batch, tiny_config, monkeypatch):

@@ -62,7 +62,8 @@ def run(tmp_path_factory):
                         "bbox": [xmin, ymin, xmax - xmin, ymax - ymin],
                     }
                 )
-    categories = [{"id": id, "name": name} for name, id in DATA_IDS.items()]
+    # The last is listed and labels nothing.
+    categories = [{"id": id, "name": name} for name, id in {**DATA_IDS, "hexagon": 50}.items()]
     truth = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "truth.json").write_text(json.dumps(truth))
     source = {"format": "coco", "annotations": str(folder / "truth.json"), "images": str(folder / "images")}
@@ -96,7 +97,8 @@ def test_a_run_and_its_savedmodel_score_the_same(run, capsys):
     assert live[0]["model"].endswith("step-000001")  # the best
     assert live[0]["AP"] > 0.1
     assert live[0]["AP"] == pytest.approx(alone[0]["AP"], abs=1e-6)
-    assert set(live[0]["classes"]) == set(DATA_IDS)
+    assert set(live[0]["classes"]) == {*DATA_IDS, "hexagon"}
+    assert live[0]["classes"]["hexagon"] == {"AP": None, "AP50": None}
     found, found_alone = by_image(live[1]), by_image(alone[1])
     assert set(found) == set(found_alone) == {5, 6, 7}
     assert {row[0] for rows in found.values() for row in rows} == set(DATA_IDS.values())
@@ -141,8 +143,8 @@ def test_mistakes_are_one_line(run, tmp_path, capsys):
 
 def test_a_class_that_the_model_does_not_know_is_an_error(run, tmp_path, capsys):
     truth = json.loads((run / "truth.json").read_text())
-    truth["categories"][0]["name"] = "hexagon"
+    truth["categories"][0]["name"] = "ellipse"
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     setting = f"data.evaluate.annotations={tmp_path / 'truth.json'}"
     assert evaluate_tool.main([str(run / "saved_model"), "--set", setting]) == 2
-    assert "the model does not know the data set's classes 'hexagon'" in capsys.readouterr().err
+    assert "the model does not know the data set's classes 'ellipse'" in capsys.readouterr().err

@@ -1,3 +1,5 @@
+import random
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -23,10 +25,16 @@ def test_paths_do_not_depend_on_what_was_built_before(tiny_model):
     assert list(tiny_model().variables_by_path) == list(tiny_model().variables_by_path)
 
 
-def test_weights_are_a_function_of_the_seed(tiny_model):
+def test_weights_are_a_function_of_the_seed_and_leave_the_callers_random_numbers_alone(tiny_model):
+    random.seed(4)
+    np.random.seed(4)
+    expected = [random.random(), np.random.random()]
+    random.seed(4)
+    np.random.seed(4)
     first, again, other = (values_of(tiny_model(seed=seed).variables_by_path) for seed in (1, 1, 2))
     assert all(np.array_equal(first[path], again[path]) for path in first)
     assert not np.array_equal(first["rpn/conv/kernel"], other["rpn/conv/kernel"])
+    assert [random.random(), np.random.random()] == expected
 
 
 def test_a_batch_detects_what_its_images_detect_alone(tiny_model, make_batch):

@@ -10,7 +10,7 @@ import tf_keras
 from detector.batch_norm import BatchNorm
 from detector.component import Component, named_variables
 from detector.freeze import FreezeError, FreezePlan, VariableRow, resolve, rows_of
-from detector.selectors import largest_prefixes, select, split_selectors
+from detector.selectors import largest_prefixes, select, split_selectors, stage_of
 
 ZOO = Path(__file__).parents[2] / "shared" / "oracle" / "zoo"
 
@@ -327,9 +327,11 @@ def test_largest_prefixes():
 
 def test_a_row_knows_its_place():
     row = VariableRow("box_classifier/tower/Mixed_5a/Branch_0/conv/kernel", (3, 3, 8, 16), restored=True)
-    assert (row.component, row.stage, row.size) == ("box_classifier", "tower/Mixed_5a", 1152)
+    assert (row.component, row.stage, row.size) == ("box_classifier", "box_classifier/tower/Mixed_5a", 1152)
     assert row.layer == "box_classifier/tower/Mixed_5a/Branch_0/conv"
-    assert VariableRow("rpn/conv/bias", (), restored=True).stage == "conv"
+    # What has no stages inside is one.
+    assert VariableRow("rpn/conv/bias", (), restored=True).stage == "rpn"
+    assert stage_of("box_classifier/predictor/class_scores/kernel") == "box_classifier/predictor"
     assert VariableRow("rpn/conv/bias", (), restored=True).size == 1
 
 
@@ -341,12 +343,12 @@ def test_summaries_count_what_trains():
     assert (part.statistics, part.updated_statistics, part.restored_variables) == (2, 0, 10)
     stages = plan.by_stage()
     assert list(stages)[-4:] == [
+        "rpn",
         "box_classifier/tower/Mixed_5a",
         "box_classifier/tower/Mixed_5b",
-        "box_classifier/predictor/class_scores",
-        "box_classifier/predictor/box_refinement",
+        "box_classifier/predictor",
     ]
-    assert stages["rpn/conv"].restored_variables == 0
+    assert (stages["rpn"].variables, stages["rpn"].restored_variables) == (4, 2)
     assert stages["feature_extractor/Conv2d_1a"].updated_statistics == 2
     assert plan.summary().variables == sum(stage.variables for stage in stages.values()) == 20
     assert plan.trains("rpn/conv/kernel") and not plan.trains("box_classifier/tower/Mixed_5b/conv/kernel")

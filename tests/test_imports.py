@@ -19,15 +19,19 @@ LAYERS = [
         "evaluate",
         "export",
         "export_check",
+        "score_change",
         "experiment",
         "diagnose",
+        "freeze_suggestion",
+        "auto_freeze",
         "plan_record",
     }
     | {"sweep", "sweep_advice", "sweep_config", "sweep_disagreements", "sweep_figures", "sweep_runs"}
     | {"sweep_table"},
     {"feature_cache"},
     {"frozen_prefix"},
-    {"freeze", "checkpoint", "run_log", "freeze_proof", "weights"},
+    {"freeze", "checkpoint", "run_log", "freeze_proof", "provenance", "weights"}
+    | {"freeze_presets", "freeze_schedule"},
     {"faster_rcnn"},
     {"rpn", "box_classifier", "feature_extractors"},
     {"batch_norm", "sparse_convolution"},

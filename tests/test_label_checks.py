@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -45,6 +47,46 @@ def test_a_bmp_with_a_palette_is_refused(image, tmp_path):
         found = tf.io.decode_image(path.read_bytes(), channels=3).numpy()
         np.testing.assert_array_equal(found[..., 0], np.asarray(Image.open(path)))
         assert np.ptp(found, axis=-1).max() == 0
+
+
+def resized(image, height, width):
+    """The bytes of an image whose header says another size."""
+    if image.startswith(b"\x89PNG"):
+        header = b"IHDR" + struct.pack(">II", width, height) + image[24:29]
+        return image[:12] + header + struct.pack(">I", zlib.crc32(header)) + image[33:]
+    if image.startswith(b"BM"):
+        return image[:18] + struct.pack("<ii", width, height) + image[26:]
+    if image.startswith(b"GIF"):
+        return image[:6] + struct.pack("<HH", width, height) + image[10:]
+    size = image.index(b"\xff\xc0") + 5
+    return image[:size] + struct.pack(">HH", height, width) + image[size + 4 :]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("kind", "mode", "height"),
+    [("JPEG", "RGB", 12_000), ("JPEG", "L", 15_000)]
+    + [(kind, "L", 15_000) for kind in ("PNG", "BMP", "GIF")],
+)
+def test_a_large_image_is_one_like_any_other(kind, mode, height):
+    image = resized(encoded(COLOURS.convert(mode), kind), height, 14_000)
+    assert image_size(io.BytesIO(image)) == (height, 14_000)
+
+
+@pytest.mark.parametrize(
+    ("kind", "height", "message", "of_tensorflow"),
+    [
+        ("JPEG", 15_000, "a JPEG of 210 million pixels, and TensorFlow reads less than 179 million", "JPEG"),
+        ("PNG", 40_000, "a PNG of 560 million pixels, .* less than 537 million; scale it down", "too large"),
+        ("BMP", 20_000, "a BMP of 280 million pixels, .* less than 268 million; scale it down", r"2\^30"),
+    ],
+)
+def test_what_is_too_large_for_tensorflow_is_refused(kind, height, message, of_tensorflow):
+    image = resized(encoded(COLOURS, kind), height, 14_000)
+    with pytest.raises(ValueError, match=message):
+        image_size(io.BytesIO(image))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=of_tensorflow):
+        tf.io.decode_image(image, channels=3)
 
 
 def test_a_class_without_name_cannot_be_asked_for():

@@ -40,26 +40,24 @@ def test_every_stage_says_what_trains_and_where_it_came_from():
     assert cells_of(text, "Conv2d_1a_7x7") == ["Conv2d_1a_7x7", "5", "9,664", "○ frozen", "fixed", "restored"]
     assert cells_of(text, "Mixed_3b") == ["Mixed_3b", "5", "30,256", "● trained", "updated", "restored"]
     assert cells_of(text, "feature_extractor")[3:] == ["◐ 75% trained", "partly", "restored"]
-    assert cells_of(text, "conv") == ["conv", "1", "2,654,208", "● trained", "restored"]
-    assert cells_of(text, "class_scores") == ["class_scores", "1", "2,048", "● trained", "fresh"]
+    assert cells_of(text, "rpn") == ["rpn", "1", "2,654,208", "● trained", "restored"]
+    assert cells_of(text, "predictor") == ["predictor", "1", "2,048", "● trained", "fresh"]
     assert cells_of(text, "box_classifier")[-1] == "part fresh"
     assert cells_of(text, "total") == ["total", "17", "4,136,432", "◐ >99% trained", "partly", "part fresh"]
 
 
 def test_stages_are_indented_below_what_holds_them():
     lines = shown(resolve(make_rows(), batch_norm="fixed")).splitlines()
-    names = [re.split(r"(?<=\S)\s", line)[0] for line in lines[2:12]]
+    names = [re.split(r"(?<=\S)\s", line)[0] for line in lines[2:10]]
     assert names == [
         "feature_extractor",
         "  Conv2d_1a_7x7",
         "  Mixed_3b",
         "rpn",
-        "  conv",
         "box_classifier",
         "  tower",
         "    Mixed_5a",
         "  predictor",
-        "    class_scores",
     ]
 
 

@@ -9,11 +9,11 @@ from detector import checkpoint
 from detector.builder import build_model, build_resizer
 from detector.checkpoint import CheckpointInfo
 from detector.config import override
-from detector.diagnose import Suggestion
 from detector.digest import digests
 from detector.export import MANIFEST, export, freeze_manifest
 from detector.freeze import resolve, rows_of
 from detector.freeze_proof import prove
+from detector.freeze_suggestion import Suggestion
 from detector.run_log import RunLog
 
 pytestmark = pytest.mark.usefixtures("built_once")
@@ -59,7 +59,7 @@ def test_auto_prints_its_reasons_and_its_plan(monkeypatch, capsys, tmp_path):
         assert not restored and len(next(iter(batches))["image"]) == 8
         return Suggestion(("rpn",), ("train feature_extractor: it moves", "freeze rpn: it is still"))
 
-    monkeypatch.setattr("detector.diagnose.auto_freeze", auto_freeze)
+    monkeypatch.setattr("detector.auto_freeze.auto_freeze", auto_freeze)
     start = ["--freeze", "auto", "--allow-fresh", "--set", "train.restore.path=null"]
     assert plan_tool.main([*start, "--set", f"data.train.root={tmp_path}"]) == 0
     printed = capsys.readouterr().out
@@ -131,7 +131,7 @@ def test_verify_holds_a_run_to_what_stood_still_all_the_way(b, trained, capsys):
     assert plan_tool.main(["--verify", str(trained / "start"), str(trained / b)]) == 0
     printed = capsys.readouterr().out
     # The tower moved in the first freeze stage, as planned; its moving averages did not.
-    assert re.search(r"^rpn/conv +2 +2$", printed, re.MULTILINE)
+    assert re.search(r"^rpn +6 +6$", printed, re.MULTILINE)
     assert "BROKEN" not in printed and re.search(r"all \d+ variables that B's plan freezes are", printed)
     assert re.search(r"^box_classifier/tower/Mixed_5a +10 +15 +10$", printed, re.MULTILINE)
 
@@ -153,7 +153,7 @@ def test_verify_finds_what_moved_although_it_is_frozen(trained, tmp_path, capsys
     checkpoint.save(tmp_path / "moved", info, model.variables_by_path)
     assert plan_tool.main(["--verify", str(trained / "start"), str(tmp_path / "moved")]) == 1
     printed = " ".join(capsys.readouterr().out.split())
-    assert "rpn/conv 1 1 1 of 2 BROKEN" in printed and "differ: rpn/conv/bias" in printed
+    assert "rpn 5 1 1 of 6 BROKEN" in printed and "differ: rpn/conv/bias" in printed
     # The record itself shows it, too.
     assert plan_tool.main([str(tmp_path / "moved")]) == 1
     assert "proof FAILED: 1 of" in capsys.readouterr().out

@@ -58,6 +58,17 @@ def test_candidates_that_may_not_take_part_are_ignored_and_force_nothing():
     np.testing.assert_array_equal(matches, [[IGNORED, IGNORED]])
 
 
+def test_an_object_that_overlaps_nothing_usable_takes_the_first_usable_candidate():
+    truth = truth_of([[0, 0, 10, 10], [0, 0, 0, 0]], classes=[0, -1])
+    candidates = tf.constant([[[0, 0, 10, 10], [40, 40, 50, 50], [60, 60, 70, 70]]], tf.float32)
+    matches = match(candidates, truth, is_usable=tf.constant([False, True, True]), **RPN)
+    np.testing.assert_array_equal(matches, [[IGNORED, 0, BACKGROUND]])
+    # The original leaves out what is not usable, and matches the rest.
+    matcher = argmax_matcher.ArgMaxMatcher(0.7, 0.3, force_match_for_each_row=True)
+    expected = matcher.match(boxes.iou(truth.boxes_yxyx[0, :1], candidates[0, 1:])).match_results
+    np.testing.assert_array_equal(matches[0, 1:], expected)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_matching_equals_model_gardens_matcher(seed):
     rng = np.random.default_rng(seed)

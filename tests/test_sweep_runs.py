@@ -4,6 +4,7 @@ import pytest
 from test_sweep import run_of
 
 from detector.config import override
+from detector.run_page import RunPageError
 from detector.sweep_runs import add_cost, read_run, run_state
 
 
@@ -57,12 +58,27 @@ def test_a_run_is_read_back(tmp_path):
     assert read_run(tmp_path).seconds is None
     add_cost(tmp_path, 10.0, 500)
     add_cost(tmp_path, 5.0, 300)  # resumed
-    for name in ("plan.json", "cost.json"):
+    remedy = "; delete .* to train the run again"
+    for name, damaged, message in (
+        ("plan.json", files["plan.json"][:-5], f"plan.json is damaged: expected JSON: .*{remedy}"),
+        ("cost.json", "{", f"cost.json is damaged: expected JSON: .*{remedy}"),
+        ("evaluation.json", "{}", f"evaluation.json is damaged: it lacks the key 'AP'{remedy}"),
+        ("detections.json", None, f"detections.json: no such file{remedy}"),
+        ("config.yaml", "train: [", f"config.yaml: not YAML: (.|\n)*{remedy}"),
+        (
+            "metrics.jsonl",
+            '{"step": 1\n' + files["metrics.jsonl"],
+            "metrics.jsonl: line 1 is damaged: expected",
+        ),
+        ("metrics.jsonl", None, f"metrics.jsonl: no such file{remedy}"),
+    ):
         whole = (tmp_path / name).read_text()
-        (tmp_path / name).write_text(whole[:-5])
-        with pytest.raises(ValueError, match=rf"{name} is damaged: expected JSON: .*; delete .* to train"):
+        (tmp_path / name).unlink() if damaged is None else (tmp_path / name).write_text(damaged)
+        with pytest.raises(RunPageError, match=message):
             read_run(tmp_path)
         (tmp_path / name).write_text(whole)
+    with open(tmp_path / "metrics.jsonl", "a") as lines:
+        lines.write('{"step": 5, "lo')  # as a killed run leaves it
     run = read_run(tmp_path)
     assert (run.seed, run.classes, run.step_seconds) == (3, {"cat": 0.4}, 1.0)
     assert (run.trained_parameters, run.parameters) == (2 + 4, 2 + 4 + 6)

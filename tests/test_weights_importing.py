@@ -330,6 +330,7 @@ def test_a_run_and_its_successor_say_alike_what_is_fresh(tiny_model, tiny_config
         prepare(tiny_config("freeze.freeze=[box_classifier]", restore), CLASS_NAMES)
     again = prepare(tiny_config("model.batch_norm=update", restore), CLASS_NAMES)
     assert again.provenance["box_classifier"] == first.provenance["box_classifier"]
+    assert again.provenance["rpn"]["format"] == "checkpoint of this package"
     assert [len(part["fresh"]) for part in again.provenance.values()] == [0, 0, 99]
 
 

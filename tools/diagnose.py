@@ -61,9 +61,10 @@ def _diagnose(arguments: argparse.Namespace) -> int:
 
     from data.pipeline import plain_errors
     from detector.builder import build_model
-    from detector.diagnose import diagnose, suggest
+    from detector.diagnose import diagnose
     from detector.diagnosis_report import diagnosis_table, save_picture, suggestion_lines
     from detector.export import is_saved_model
+    from detector.freeze_suggestion import suggest
     from detector.loading import place_beside, run_of
     from detector.run_log import find_checkpoint, is_run
     from detector.weights.importing import import_weights
@@ -145,7 +146,7 @@ def training_sample(
 def resolve_auto(config: "Config", dataset: "DetectionDataset", console: "Console") -> "Config":
     """Replace `--freeze auto` by selectors and print why; another configuration comes back as it is."""
     from data.pipeline import plain_errors
-    from detector.diagnose import choose_freeze, is_auto
+    from detector.auto_freeze import choose_freeze, is_auto
     from detector.diagnosis_report import suggestion_lines
 
     if not is_auto(config):

@@ -121,7 +121,7 @@ def evaluate_files(
 
     detector = load_detector(path)
     ground_truth = dataset.coco_ground_truth()
-    ids = category_ids(list(detector.label_map.values()), ground_truth["categories"])
+    ids = category_ids(list(detector.label_map.values()), ground_truth)
     wanted = [class_id for class_id, category in enumerate(ids) if category is not None]
     known_ids = [-1 if category is None else category for category in ids]
     detections = []

@@ -151,7 +151,7 @@ def _evaluation_data(
 def _score_change(checkpoint: Path, exported: Path, dataset: "DetectionDataset", batch_size: int) -> str:
     from evaluate import evaluate_files
 
-    from detector.export_check import score_change
+    from detector.score_change import score_change
 
     detections = [evaluate_files(path, dataset, batch_size)[1] for path in (checkpoint, exported)]
     return score_change(dataset.coco_ground_truth(), *detections).line()

@@ -64,7 +64,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     from diagnose import resolve_auto
     from rich.console import Console
 
-    from detector.diagnose import is_auto
+    from detector.auto_freeze import is_auto
     from detector.experiment import prepare
     from detector.train import check_settings
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from detector.faster_rcnn import COMPONENTS, FasterRCNN
+from detector.faster_rcnn import FasterRCNN
+from detector.provenance import provenance_of
 from detector.weights import (
     keras_applications,
     keras_inception,
@@ -54,20 +55,9 @@ class ImportReport:
     fresh: dict[str, str]
     left: dict[str, str]
 
-    def provenance(self) -> dict[str, Any]:
-        """Return {component: {"checkpoint": the file, or None if all is fresh; "format"; "restored": how many
-        variables; "fresh": the paths of the others}}.
-        """
-        parts = {}
-        for component in COMPONENTS:
-            restored = sum(path.startswith(f"{component}/") for path in self.restored)
-            parts[component] = {
-                "checkpoint": self.source if restored else None,
-                "format": self.format if restored else None,
-                "restored": restored,
-                "fresh": [path for path in self.fresh if path.startswith(f"{component}/")],
-            }
-        return parts
+    def provenance(self) -> dict[str, dict[str, Any]]:
+        """Return per component where its values came from; see `detector.provenance`."""
+        return provenance_of(self.restored, self.fresh, self.source, self.format)
 
 
 def import_weights(model: FasterRCNN, path: str | Path, kind: str | None = None) -> ImportReport:
@@ -87,8 +77,7 @@ def import_weights(model: FasterRCNN, path: str | Path, kind: str | None = None)
     Raises:
         FileNotFoundError: there is no such file.
         WeightsError: the file is damaged or of no known format, of another kind or network, or an entry is
-        missing,
-            unknown or of another shape; nothing is assigned then.
+            missing, unknown or of another shape; nothing is assigned then.
     """
     if kind not in (None, *KINDS):
         raise WeightsError(f"the type of a checkpoint is one of {', '.join(KINDS)}; got {kind!r}")

@@ -5,8 +5,7 @@ Three differences are folded into the values, so that the same pixels give the s
 - its convolutions have biases, ours have none: the batch norm's moving mean is less by the bias;
 - its batch norm adds 1.001e-5 to the variance, ours less: the moving variance is more by the difference;
 - it was trained on blue, green, red (`imagenet_utils.preprocess_input`, mode "caffe"; the means are the
-  same):
-  the channels of the first kernel are turned round.
+  same): the channels of the first kernel are turned round.
 
 The last is exact up to the order of a sum.  Its first max pool pads by one pixel on every side, ours
 "SAME", as the Object Detection API's ResNets do on the same weights.

@@ -7,12 +7,12 @@ BATCH_NORM_LEAVES = ("gamma", "beta", "moving_mean", "moving_variance")
 
 
 def layers_with_weights(model: FasterRCNN, prefix: str) -> list[str]:
-    """Return the paths of the convolutions and batch norms under `prefix`, as `layer_with_weights-N` counts
-    them.
+    """Return the paths of the convolutions and batch norms under `prefix`, in the order of Keras.
 
-    Keras sorts the layers of a model by their distance from its output, and those of one distance in the
-    order in which they were made.  So a convolution comes before its batch norm, except where a block has a
-    shortcut: the convolutions of the shortcut and of `conv3` come first, then the batch norms of both.
+    `layer_with_weights-N` counts in it.  Keras sorts the layers of a model by their distance from its output,
+    and those of one distance in the order in which they were made.  So a convolution comes before its batch
+    norm, except where a block has a shortcut: the convolutions of the shortcut and of `conv3` come first,
+    then the batch norms of both.
     """
     convolutions = [
         path.rpartition("/")[0]
