@@ -70,12 +70,11 @@ def _towards_inputs_of_1x1(
 ) -> tf.Tensor:
     matrix = tf.reshape(kernel, kernel.shape[2:])
     cells = tf.matmul(_as_matrix(upstream), matrix, transpose_b=True)
-    shape = tf.shape(inputs)
-    seen = tf.reshape(cells, [*tf.unstack(tf.shape(upstream))[:3], inputs.shape[-1]])
+    seen = tf.reshape(cells, [*_shape(upstream)[:3], inputs.shape[-1]])
     if stride == 1:
         return seen
     # Zero where the stride passes by.
-    begin, strides = tf.zeros([4], tf.int32), tf.constant([1, stride, stride, 1])
+    begin, shape, strides = tf.zeros([4], tf.int32), tf.shape(inputs), tf.constant([1, stride, stride, 1])
     return tf.raw_ops.StridedSliceGrad(shape=shape, begin=begin, end=shape, strides=strides, dy=seen)
 
 
@@ -102,3 +101,9 @@ def _product(maps: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
 
 def _as_matrix(maps: tf.Tensor) -> tf.Tensor:
     return tf.reshape(maps, [-1, maps.shape[-1]])
+
+
+def _shape(maps: tf.Tensor) -> list[int | tf.Tensor]:
+    """Return [B, H, W, channels]: integers as far as they are known when the graph is made."""
+    unknown = None if maps.shape.is_fully_defined() else tf.unstack(tf.shape(maps))
+    return [known if known is not None else unknown[axis] for axis, known in enumerate(maps.shape)]

@@ -89,3 +89,4 @@ def test_the_library_example_runs(workplace, capsys):
         capsys.readouterr().out,
         re.DOTALL,
     )
+    assert (workplace / "build/mine/saved_model.pb").is_file()
