@@ -105,5 +105,10 @@ def _as_matrix(maps: tf.Tensor) -> tf.Tensor:
 
 def _shape(maps: tf.Tensor) -> list[int | tf.Tensor]:
     """Return [B, H, W, channels]: integers as far as they are known when the graph is made."""
-    unknown = None if maps.shape.is_fully_defined() else tf.unstack(tf.shape(maps))
-    return [known if known is not None else unknown[axis] for axis, known in enumerate(maps.shape)]
+    known = maps.shape.as_list()
+    if None not in known:
+        return known
+    return [
+        found if side is None else side
+        for side, found in zip(known, tf.unstack(tf.shape(maps), num=4), strict=True)
+    ]
