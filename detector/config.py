@@ -161,8 +161,9 @@ class TrainConfig(Section):
     # Stop after this many evaluations without a better AP.
     patience: int | None = Field(None, ge=1)
     log_every: int = Field(10, ge=1)
-    # Same bits on every run on one machine.  On a CPU it is also more exact: without it TensorFlow 2.20 sums
-    # the gradient of crop_and_resize in threads that overwrite each other (a relative error of 1e-3).
+    # The same bits on every run on one machine's CPU, and more exact ones: without it TensorFlow 2.20 sums
+    # the gradient of crop_and_resize in threads that overwrite each other (a relative error of 1e-3).  It has
+    # no such gradient for a GPU: there a run says that this is off.
     deterministic: bool = True
 
     @field_validator("lr_factors", mode="before")

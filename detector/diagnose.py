@@ -25,6 +25,7 @@ from detector import boxes
 from detector.builder import build_model
 from detector.component import walk_layers
 from detector.config import Config
+from detector.determinism import enable_determinism
 from detector.faster_rcnn import FasterRCNN
 from detector.freeze import rows_of
 from detector.sampling import GroundTruth
@@ -107,6 +108,9 @@ def diagnose(
     Layers run as at inference: BatchNorm normalises with its stored statistics, and nothing drops out.  The
     statistics of BatchNorm inputs are those of all batches together, so that small batches add no noise.
 
+    On a CPU the same batches give the same bits: deterministic operations are switched on, for the whole
+    process.
+
     Args:
         model: with the weights to look at.
         batches: a finite set, of the design's section 4.
@@ -116,8 +120,7 @@ def diagnose(
     Raises:
         ValueError: there are no batches, or a loss is not finite.
     """
-    # Without it the threads of crop_and_resize's gradient overwrite each other, on a CPU.
-    tf.config.experimental.enable_op_determinism()
+    enable_determinism()
     rows = rows_of(model.components, restored)
     variables = model.variables_by_path
     weights = {row.path: variables[row.path] for row in rows if not row.statistic}
@@ -257,7 +260,7 @@ def choose_freeze(
     """Return the configuration with its `auto` replaced by selectors, and why they were chosen.
 
     Builds and restores a detector of its own, so that the one that trains is as if the selectors had been
-    written by hand; the same configuration and batches always give the same.
+    written by hand; on a CPU the same configuration and batches always give the same.
 
     Raises:
         ValueError: of the model's, the import's or of `diagnose`.

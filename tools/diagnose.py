@@ -61,6 +61,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
 
     from data.pipeline import plain_errors
     from detector.builder import build_model
+    from detector.determinism import enable_determinism
     from detector.diagnose import diagnose, suggest
     from detector.diagnosis_report import diagnosis_table, save_picture, suggestion_lines
     from detector.export import is_saved_model
@@ -98,6 +99,8 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     imported = import_weights(model, path, kind=kind)
     with plain_errors():
         diagnosis = diagnose(
+    if note := enable_determinism():
+        console.print(note, markup=False, soft_wrap=True)
             model,
             training_sample(config, dataset, arguments.batches),
             restored=imported.restored,
