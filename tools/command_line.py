@@ -4,8 +4,10 @@ Import it before anything that imports TensorFlow.
 """
 
 import argparse
+import contextlib
 import gc
 import os
+import re
 import signal
 import sys
 import warnings
@@ -48,6 +50,8 @@ def run(main: Callable[[], int]) -> int:
     Exit code 2 is for what the user asked for, 1 for a run that failed, 128 and its number for a signal.
     """
     from detector.freeze_proof import FreezeProofError
+    import tensorflow as tf
+
     from detector.train import NonFiniteLossError
 
     settle_process()
@@ -62,11 +66,32 @@ def run(main: Callable[[], int]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
+    except tf.errors.ResourceExhaustedError as error:
+        print(f"error: {_exhaustion(error.message)}", file=sys.stderr)
+        return 1
         print("stopped", file=sys.stderr)
         return 128 + (stop.number if isinstance(stop, StopSignal) else signal.SIGINT)
 
 
 # What TensorFlow may do to a graph before its first run, beside fusing operations (its remapper).  On a CPU
+# How TensorFlow's allocators and operations begin to say that there is no memory left.
+_OUT_OF_MEMORY = re.compile(
+    r"(OOM when allocating|(failed|unable) to allocate|out of memory|cannot allocate memory).*", re.IGNORECASE
+)
+
+
+def _exhaustion(message: str) -> str:
+    """Say in one line what ran out: memory, or what else TensorFlow has the same error for, a full disk."""
+    message = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", message)
+    found = _OUT_OF_MEMORY.search(message)
+    if found is None:
+        return message.strip().partition("\n")[0]
+    return (
+        f"out of memory ({found[0].strip()}): lower train.batch_size (evaluate.batch_size in evaluation) or "
+        "model.resizer, set train.recompute, freeze more, or set model.precision=bfloat16"
+    )
+
+
 # this takes up to a second and makes neither steps nor detection faster by more than measurements vary.
 _REWRITES_THAT_DO_NOT_PAY = (
     "arithmetic_optimization",
@@ -90,7 +115,15 @@ def settle_process() -> None:
     # Half a million objects that live as long as the process: tracing a step makes enough new ones for a full
     # collection, which took 0.3 s for finding nothing.
     gc.freeze()
-    if not tf.config.list_physical_devices("GPU"):
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        # The memory that is needed, and not nearly all at once: the processes of a sweep or a benchmark share
+        # it.  Where this one has computed before, it is too late.
+        with contextlib.suppress(RuntimeError):
+            tf.config.experimental.set_memory_growth(gpu, True)
+    if gpus:  # and so for the processes that this one starts
+        os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    else:
         tf.config.optimizer.set_experimental_options(dict.fromkeys(_REWRITES_THAT_DO_NOT_PAY, False))
 
 
