@@ -1,8 +1,11 @@
+import importlib
 import os
 
 import command_line
 import pytest
 import tensorflow as tf
+
+from detector.config import override
 
 # TensorFlow's own texts: of a step in a graph, of a single operation, and of a write.
 IN_A_GRAPH = (
@@ -58,3 +61,40 @@ def test_of_gpus_as_much_memory_is_taken_as_is_needed(is_too_late, monkeypatch):
     command_line.settle_process.__wrapped__()
     assert grown == [("GPU:0", True), ("GPU:1", True)]
     assert os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] == "true"  # for a benchmark's peers
+
+
+def test_weights_that_are_in_the_projects_folder_alone_are_refused(tmp_path, monkeypatch):
+    def require(path):
+        command_line.require_restorable_here(override({}, [f"train.restore.path={path}"], "test"))
+
+    for path in ("null", "data/shapes_source", "nowhere/at/all"):
+        require(path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError) as error:
+        require("data/shapes_source")
+    project = command_line.PROJECT
+    assert str(error.value) == (
+        f"train.restore.path data/shapes_source is not in {tmp_path} but in {project}: paths in "
+        f"configurations are relative to the folder that the command runs in; run it in {project}"
+    )
+    for path in ("null", project / "data/shapes_source", "nowhere/at/all"):
+        require(path)
+    (tmp_path / "data").symlink_to(project / "data")
+    require("data/shapes_source")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["train"], ["plan"], ["diagnose"], ["sweep", "--variant", "a=rpn"]],
+    ids=lambda words: words[0],
+)
+def test_elsewhere_the_default_configuration_is_refused_before_anything_is_written(
+    command, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert importlib.import_module(command[0]).main(command[1:]) == 2
+    error = capsys.readouterr().err
+    assert (
+        error.startswith("error: train.restore.path data/shapes_source is not in") and error.count("\n") == 1
+    )
+    assert not list(tmp_path.iterdir())

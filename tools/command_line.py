@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from detector.freeze import FreezePlan
     from detector.freeze_schedule import FreezeSchedule
 
-DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "shapes.yaml"
+PROJECT = Path(__file__).resolve().parents[1]
+DEFAULT_CONFIG = PROJECT / "configs" / "shapes.yaml"
 
 
 class StopSignal(KeyboardInterrupt):
@@ -49,9 +50,9 @@ def run(main: Callable[[], int]) -> int:
 
     Exit code 2 is for what the user asked for, 1 for a run that failed, 128 and its number for a signal.
     """
-    from detector.freeze_proof import FreezeProofError
     import tensorflow as tf
 
+    from detector.freeze_proof import FreezeProofError
     from detector.train import NonFiniteLossError
 
     settle_process()
@@ -65,15 +66,14 @@ def run(main: Callable[[], int]) -> int:
     except (NonFiniteLossError, FreezeProofError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt as stop:
     except tf.errors.ResourceExhaustedError as error:
         print(f"error: {_exhaustion(error.message)}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr)
         return 128 + (stop.number if isinstance(stop, StopSignal) else signal.SIGINT)
 
 
-# What TensorFlow may do to a graph before its first run, beside fusing operations (its remapper).  On a CPU
 # How TensorFlow's allocators and operations begin to say that there is no memory left.
 _OUT_OF_MEMORY = re.compile(
     r"(OOM when allocating|(failed|unable) to allocate|out of memory|cannot allocate memory).*", re.IGNORECASE
@@ -92,6 +92,7 @@ def _exhaustion(message: str) -> str:
     )
 
 
+# What TensorFlow may do to a graph before its first run, beside fusing operations (its remapper).  On a CPU
 # this takes up to a second and makes neither steps nor detection faster by more than measurements vary.
 _REWRITES_THAT_DO_NOT_PAY = (
     "arithmetic_optimization",
@@ -253,6 +254,20 @@ def load_config(arguments: argparse.Namespace, training: bool = True) -> "Config
     return settings.model_copy(
         update={"freeze": freeze.model_copy(update=changes), "freeze_schedule": schedule}
     )
+
+
+def require_restorable_here(config: "Config") -> None:
+    """Refuse weights to start from that are in the project's folder and not in the one the command runs in.
+
+    Their path is relative to that one, as all that a configuration names: data would be looked for, or drawn,
+    in the wrong place, too.
+    """
+    path = config.train.restore.path
+    if path is not None and not path.exists() and (PROJECT / path).exists():
+        raise ValueError(
+            f"train.restore.path {path} is not in {Path.cwd()} but in {PROJECT}: paths in configurations are "
+            f"relative to the folder that the command runs in; run it in {PROJECT}"
+        )
 
 
 def _unfreeze_stage(text: str) -> "FreezeStageConfig":

@@ -83,7 +83,9 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     config = command_line.load_config(arguments, training=False)
     restore = config.train.restore
     kind = restore.type if path is None else None
-    path = path or restore.path
+    if path is None:
+        command_line.require_restorable_here(config)
+        path = restore.path
     if path is None:
         raise ValueError("there is nothing to diagnose: name a MODEL or set train.restore.path")
 
@@ -97,10 +99,10 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     command_line.print_dataset(console, dataset)
     model = build_model(config.model, dataset.class_names, seed=config.train.seed)
     imported = import_weights(model, path, kind=kind)
-    with plain_errors():
-        diagnosis = diagnose(
     if note := enable_determinism():
         console.print(note, markup=False, soft_wrap=True)
+    with plain_errors():
+        diagnosis = diagnose(
             model,
             training_sample(config, dataset, arguments.batches),
             restored=imported.restored,

@@ -155,6 +155,7 @@ def _run(
         options.append("--allow-fresh")
     config = command_line.load_config(parser.parse_args(options))
     return Run(variant, seed, output / variant.name / f"seed-{seed}", options, config)
+    command_line.require_restorable_here(config)
 
 
 def _check_freezes(runs: Sequence[Run], train_set: "DetectionDataset") -> None:
