@@ -40,7 +40,7 @@ class NonFiniteLossError(RuntimeError):
 
 
 class Interrupted(RuntimeError):  # noqa: N818 - it is no error: the run is saved and can go on
-    """A signal came, SIGTERM or Ctrl-C's SIGINT; the step was finished and saved first."""
+    """A signal came, SIGTERM, Ctrl-C's SIGINT or SIGHUP; the step was finished and saved first."""
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
