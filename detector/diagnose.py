@@ -23,6 +23,7 @@ import tf_keras
 
 from detector import boxes
 from detector.component import walk_layers
+from detector.determinism import enable_determinism
 from detector.faster_rcnn import FasterRCNN
 from detector.freeze import rows_of
 from detector.sampling import GroundTruth
@@ -91,6 +92,9 @@ def diagnose(
     Layers run as at inference: BatchNorm normalises with its stored statistics, and nothing drops out.  The
     statistics of BatchNorm inputs are those of all batches together, so that small batches add no noise.
 
+    On a CPU the same batches give the same bits: deterministic operations are switched on, for the whole
+    process.
+
     Args:
         model: with the weights to look at.
         batches: a finite set, of the design's section 4.
@@ -100,8 +104,7 @@ def diagnose(
     Raises:
         ValueError: there are no batches, or a loss is not finite.
     """
-    # Without it the threads of crop_and_resize's gradient overwrite each other, on a CPU.
-    tf.config.experimental.enable_op_determinism()
+    enable_determinism()
     rows = rows_of(model.components, restored)
     variables = model.variables_by_path
     weights = {row.path: variables[row.path] for row in rows if not row.statistic}

@@ -335,7 +335,9 @@ def _refuse_fresh(
     outside = fresh - set().union(*training.values()) if training else set()
     wider = [*training, *largest_prefixes(rows, outside)]
     names = _listed([row.path for row in rows if row.path in fresh])
-    advice = "restore a checkpoint that has them, or set allow_fresh to freeze them as they are"
+    advice = (
+        "restore a checkpoint that has them, or set freeze.allow_fresh (--allow-fresh) to freeze them anyway"
+    )
     if 0 < len(clean) + len(wider) <= 8:
         advice = f"use {_command(dict.fromkeys(clean), dict.fromkeys(wider))}, {advice}"
     elif clean:
@@ -353,8 +355,9 @@ def _refuse_fresh_statistics(plan: FreezePlan) -> None:
     if fresh:
         raise FreezeError(
             f"batch_norm 'fixed' would keep {len(fresh)} fresh moving averages at their initial values, and "
-            f"so normalise nothing: {_listed(fresh)}; set batch_norm to 'update' to train from scratch, "
-            "restore a checkpoint that has them, or set allow_fresh"
+            f"so normalise nothing: {_listed(fresh)}; set model.batch_norm to update (--set "
+            "model.batch_norm=update) to train from scratch, restore a checkpoint that has them, or set "
+            "freeze.allow_fresh (--allow-fresh)"
         )
 
 

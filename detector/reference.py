@@ -27,6 +27,7 @@ from scipy.optimize import linear_sum_assignment
 
 from detector.box_classifier import BoxPredictions, crop_features, draw_proposals
 from detector.boxes import clip_to_window, decode
+from detector.determinism import enable_determinism
 from detector.faster_rcnn import FasterRCNN, FirstStage
 from detector.resizer import Resizer
 from detector.rpn import Proposals, RpnOutputs
@@ -85,6 +86,8 @@ def compare(
 ) -> Iterator[Comparison]:
     """Yield a comparison for every key of `reference` but its inputs.
 
+    On a CPU TensorFlow's deterministic operations are switched on, for the whole process.
+
     Args:
         model: built with `TRAINING_SETTINGS`, with the reference's weights.
         resizer: the model's.
@@ -94,8 +97,7 @@ def compare(
     Raises:
         ValueError: the reference lacks an input, or holds more than one image.
     """
-    # Without it the threads of crop_and_resize's gradient overwrite each other, on a CPU.
-    tf.config.experimental.enable_op_determinism()
+    enable_determinism()
     inputs = _read_inputs(reference, resizer)
     ours = _inference(model, inputs, reference)
     if any(key.startswith("train/") for key in reference):

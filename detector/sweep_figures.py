@@ -159,16 +159,16 @@ def class_plot(result: SweepResult) -> str:
 
 
 def _name_points(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write names beside points, each where it meets the fewest others."""
+    """Write names beside points, each where it meets the fewest others and is nearest to its own."""
     figure.draw_without_rendering()
     places = [(9, 5, "left"), (9, -13, "left"), (-9, 5, "right"), (-9, -13, "right")]
     places += [(9, 18, "left"), (-9, 18, "right"), (9, -26, "left"), (-9, -26, "right")]
     inside = axes.get_window_extent()
-    taken = [
-        matplotlib.transforms.Bbox.from_bounds(x - 6, y - 6, 12, 12)
-        for x, y in (axes.transData.transform(point[:2]) for point in points)
-    ]
-    for x, y, name in points:
+    # Pixels, as all boxes here.
+    markers = [tuple(axes.transData.transform(point[:2])) for point in points]
+    taken = [matplotlib.transforms.Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in markers]
+    for (x, y, name), marker in zip(points, markers, strict=True):
+        others = [other for other in markers if other != marker]
         best: tuple[float, Any, Any] | None = None
         for rank, (dx, dy, side) in enumerate(places):
             text = axes.annotate(
@@ -176,7 +176,10 @@ def _name_points(figure: Figure, axes: Axes, points: Sequence[tuple[float, float
             )
             extent = text.get_window_extent()
             out = extent.x0 < inside.x0 or extent.x1 > inside.x1 + 5 or extent.y0 < inside.y0
-            penalty = 10 * sum(extent.overlaps(other) for other in taken) + 20 * out + rank
+            # As near to another it would read as that one's name.
+            own = _distance(extent, marker)
+            strays = any(_distance(extent, other) <= own for other in others)
+            penalty = 10 * sum(extent.overlaps(other) for other in taken) + 10 * strays + 20 * out + rank
             if best is None or penalty < best[0]:
                 if best is not None:
                     best[1].remove()
@@ -185,6 +188,12 @@ def _name_points(figure: Figure, axes: Axes, points: Sequence[tuple[float, float
                 text.remove()
         if best is not None:
             taken.append(best[2])
+
+
+def _distance(box: Any, point: tuple[float, float]) -> float:
+    """Return how far `point` (x, y) is from a matplotlib box, 0 inside."""
+    x, y = point
+    return math.hypot(max(box.x0 - x, x - box.x1, 0.0), max(box.y0 - y, y - box.y1, 0.0))
 
 
 def _shown_classes(variants: Sequence[VariantResult]) -> list[str]:

@@ -1,7 +1,8 @@
 """Training: one plain loop around one step.
 
 An example's way ends here: batch -> named losses -> gradients of what the plan trains -> clip -> apply.
-Every random choice is keyed by (seed, step), so a run that was killed and resumed ends with the same bits.
+Every random choice is keyed by (seed, step), so that on a CPU a run that was killed and resumed ends with the
+same bits.
 """
 
 import math
@@ -16,6 +17,7 @@ from detector import checkpoint
 from detector.checkpoint import CheckpointInfo
 from detector.coco_metrics import CocoScores
 from detector.config import Config
+from detector.determinism import enable_determinism
 from detector.digest import digests
 from detector.faster_rcnn import FasterRCNN
 from detector.feature_cache import CacheStopped, FeatureCache
@@ -38,7 +40,7 @@ class NonFiniteLossError(RuntimeError):
 
 
 class Interrupted(RuntimeError):  # noqa: N818 - it is no error: the run is saved and can go on
-    """A signal came, SIGTERM or Ctrl-C's SIGINT; the step was finished and saved first."""
+    """A signal came, SIGTERM, Ctrl-C's SIGINT or SIGHUP; the step was finished and saved first."""
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
@@ -96,7 +98,8 @@ def fit(
 ) -> FitResult:
     """Train what the plan trains.
 
-    With `train.deterministic` TensorFlow's deterministic operations are switched on, for the whole process.
+    With `train.deterministic` TensorFlow's deterministic operations are switched on, for the whole process;
+    on a GPU, which lacks some, a line says that they are off.
 
     Args:
         model: with its starting weights.
@@ -128,8 +131,7 @@ def fit(
             "a run with a feature cache may need its batches from any step on: "
             f"expected a function from a step to batches, got {type(batches).__name__}"
         )
-    if settings.deterministic:
-        tf.config.experimental.enable_op_determinism()
+    not_deterministic = enable_determinism() if settings.deterministic else None
     schedule = plan if isinstance(plan, FreezeSchedule) else FreezeSchedule.of(plan)
     check_settings(config, schedule, is_evaluated=evaluate is not None)
     variables = model.variables_by_path
@@ -150,6 +152,8 @@ def fit(
         Progress(at.step, settings.steps, settings.batch_size, settings.log_every, show_progress) as progress,
         stop_requests(progress.note) as requested,
     ):
+        if not_deterministic is not None:
+            progress.note(not_deterministic)
         training = _Training(
             model=model,
             schedule=schedule,

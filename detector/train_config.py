@@ -122,10 +122,11 @@ class TrainConfig(Section):
     """Stop after this many evaluations without a better AP."""
     log_every: int = Field(10, ge=1)
     """Steps between lines of the metrics."""
-    # On a CPU it is also more exact: without it TensorFlow 2.20 sums the gradient of crop_and_resize in
-    # threads that overwrite each other (a relative error of 1e-3).
+    # More exact, too: without it TensorFlow 2.20 sums the gradient of crop_and_resize in threads that
+    # overwrite each other (a relative error of 1e-3).
     deterministic: bool = True
-    """Same bits on every run on one machine."""
+    """The same bits on every run on one machine's CPU; off on a GPU, for which TensorFlow has no
+    deterministic gradient of crop_and_resize."""
 
     @field_validator("lr_factors", mode="before")
     @classmethod

@@ -250,7 +250,7 @@ def test_freezing_fresh_variables_is_refused_with_a_selector_that_works():
     for leaf in ("class_scores/kernel", "class_scores/bias", "box_refinement/kernel", "box_refinement/bias"):
         assert f"box_classifier/predictor/{leaf}" in message
     assert "use --freeze box_classifier/tower, restore" in message
-    assert "allow_fresh" in message
+    assert message.endswith("or set freeze.allow_fresh (--allow-fresh) to freeze them anyway")
 
     assert set(resolve(rows, freeze="box_classifier", allow_fresh=True).frozen) >= below("box_classifier/")
     assert set(resolve(rows, freeze="box_classifier/tower").trained) >= below("box_classifier/predictor/")
@@ -312,7 +312,8 @@ def test_from_scratch_there_is_nothing_to_freeze():
         resolve(rows, freeze="box_classifier", batch_norm="update")
     assert ", and 4 more; restore a checkpoint that has them" in str(error.value)
     with pytest.raises(
-        FreezeError, match=r"would keep 4 fresh moving averages .* set batch_norm to 'update'"
+        FreezeError,
+        match=r"keep 4 fresh moving averages .* \(--set model.batch_norm=update\) .* \(--allow-fresh\)$",
     ):
         resolve(rows, batch_norm="fixed")
     assert set(resolve(rows, batch_norm="update").updated) == STATISTICS

@@ -1,6 +1,8 @@
 """The direction of imports: from the tools down to the boxes, without circles."""
 
 import ast
+import re
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -92,3 +94,25 @@ def test_imports_point_down(path):
     for name in imports_of(path):
         if name.startswith("detector.") and own is not None and layer(name) is not None:
             assert layer(name) >= own, f"{module_name(path)} imports {name}, which is above it"
+
+
+# What is imported under another name than it is installed by.
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "official": "tf-models-official",
+    "yaml": "pyyaml",
+}
+
+
+def test_what_is_imported_is_declared():
+    tomllib = pytest.importorskip("tomllib", reason="of Python 3.11")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.match(r"[\w-]+", line)[0].lower() for line in project["dependencies"]}
+    # The original runs in an environment of its own.
+    files = [path for path in FILES if path.name != "object_detection_api.py"]
+    imported = {name.split(".")[0] for path in files for name in imports_of(path)}
+    own = {"detector", "data", *(path.stem for path in (ROOT / "tools").glob("*.py"))}
+    others = imported - own - sys.stdlib_module_names
+    assert {"tensorflow", "yaml"} < others
+    assert {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in others} <= declared

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -236,8 +237,6 @@ def test_under_nohup_closing_the_terminal_stops_nothing():
         (["--variant", "a=rpn", "--seeds", "0,0"], "a seed stands there twice"),
         (["--variant", "rpn"], "--variant takes name=selectors"),
         ([], "a sweep needs a freeze to try"),
-        (["--variant", "a=rpn", "--set", "freeze.freeze=[rpn]"], "freezes something already"),
-        (["--variant", "a=rpn", "--set", "freeze_schedule=gradual"], "freezes something already"),
         (["--variant", "a=rpn", "--set", "data.evaluate=null"], "set data.evaluate"),
     ],
 )
@@ -250,6 +249,40 @@ def test_a_users_mistake_is_one_line_and_trains_nothing(
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
     assert calls() == [] and not (tmp_path / "out").exists()
+
+
+FREEZES = {
+    "freeze: {freeze: [rpn]}": ["freeze.freeze=[]"],
+    "freeze: {train_only: [rpn], layers: heads}": ["freeze.train_only=[]", "freeze.layers=null"],
+    "freeze: {unfreeze: [rpn]}\nfreeze_schedule: gradual": ["freeze.unfreeze=[]", "freeze_schedule=[]"],
+    "freeze_schedule: [{from_step: 1, unfreeze: [rpn]}]": ["freeze_schedule=[]"],
+}
+
+
+@pytest.mark.parametrize(("freezes", "taken_back"), FREEZES.items(), ids=FREEZES)
+def test_a_configuration_that_freezes_is_refused_with_what_takes_that_back(
+    freezes, taken_back, config, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(sweep_tool, "_check_freezes", lambda runs, train_set: None)
+    monkeypatch.setattr(sweep_tool, "_train_all", lambda console, runs, states: [run.name for run in runs])
+    path = tmp_path / "frozen.yaml"
+    path.write_text(f"base: {config}\n{freezes}\n")
+    arguments = ["--config", str(path), "--variant", "rpn=rpn", "--output", str(tmp_path / "out")]
+    assert sweep_tool.main(arguments) == 2
+    error = capsys.readouterr().err
+    before = "error: the configuration freezes something already; in a sweep only its variants do: "
+    before += "take it back with "
+    assert error.startswith(before) and error.count("\n") == 1
+    options = shlex.split(error.removeprefix(before))
+    assert options[::2] == ["--set"] * len(taken_back) and options[1::2] == taken_back
+    assert sweep_tool.main([*arguments, *options]) == 1, "no run has results"
+    assert "2 variants × 1 seed" in capsys.readouterr().out
+
+
+def test_help_shows_the_option_that_a_refused_freeze_names(capsys):
+    with pytest.raises(SystemExit):
+        sweep_tool.main(["--help"])
+    assert "--allow-fresh  " in capsys.readouterr().out
 
 
 @pytest.mark.slow

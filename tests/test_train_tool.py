@@ -230,6 +230,14 @@ def test_the_exit_code_says_which_signal_stopped_the_run(config, tmp_path, capsy
     )
     assert stopped_by(signal.SIGINT, "--resume", run) == 130
     assert "stopped at step 2 of 12" in capsys.readouterr().err
+    previous = signal.signal(
+        signal.SIGHUP, signal.default_int_handler
+    )  # not what the tests were started with
+    try:
+        assert stopped_by(signal.SIGHUP, "--resume", run) == 129
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+    assert "stopped at step 3 of 12" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("eagerly")

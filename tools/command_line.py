@@ -4,8 +4,10 @@ Import it before anything that imports TensorFlow.
 """
 
 import argparse
+import contextlib
 import gc
 import os
+import re
 import signal
 import sys
 import warnings
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
     from detector.freeze_config import FreezeStageConfig
     from detector.freeze_schedule import FreezeSchedule
 
-DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "shapes.yaml"
+PROJECT = Path(__file__).resolve().parents[1]
+DEFAULT_CONFIG = PROJECT / "configs" / "shapes.yaml"
 
 
 class StopSignal(KeyboardInterrupt):
@@ -49,6 +52,8 @@ def run(main: Callable[[], int]) -> int:
 
     Exit code 2 is for what the user asked for, 1 for a run that failed, 128 and its number for a signal.
     """
+    import tensorflow as tf
+
     from detector.freeze_proof import FreezeProofError
     from detector.train import NonFiniteLossError
 
@@ -63,9 +68,30 @@ def run(main: Callable[[], int]) -> int:
     except (NonFiniteLossError, FreezeProofError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except tf.errors.ResourceExhaustedError as error:
+        print(f"error: {_exhaustion(error.message)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr)
         return 128 + (stop.number if isinstance(stop, StopSignal) else signal.SIGINT)
+
+
+# How TensorFlow's allocators and operations begin to say that there is no memory left.
+_OUT_OF_MEMORY = re.compile(
+    r"(OOM when allocating|(failed|unable) to allocate|out of memory|cannot allocate memory).*", re.IGNORECASE
+)
+
+
+def _exhaustion(message: str) -> str:
+    """Say in one line what ran out: memory, or what else TensorFlow has the same error for, a full disk."""
+    message = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", message)
+    found = _OUT_OF_MEMORY.search(message)
+    if found is None:
+        return message.strip().partition("\n")[0]
+    return (
+        f"out of memory ({found[0].strip()}): lower train.batch_size (evaluate.batch_size in evaluation) or "
+        "model.resizer, set train.recompute, freeze more, or set model.precision=bfloat16"
+    )
 
 
 # What TensorFlow may do to a graph before its first run, beside fusing operations (its remapper).  On a CPU
@@ -92,7 +118,15 @@ def settle_process() -> None:
     # Half a million objects that live as long as the process: tracing a step makes enough new ones for a full
     # collection, which took 0.3 s for finding nothing.
     gc.freeze()
-    if not tf.config.list_physical_devices("GPU"):
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        # The memory that is needed, and not nearly all at once: the processes of a sweep or a benchmark share
+        # it.  Where this one has computed before, it is too late.
+        with contextlib.suppress(RuntimeError):
+            tf.config.experimental.set_memory_growth(gpu, True)
+    if gpus:  # and so for the processes that this one starts
+        os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    else:
         tf.config.optimizer.set_experimental_options(dict.fromkeys(_REWRITES_THAT_DO_NOT_PAY, False))
 
 
@@ -222,6 +256,20 @@ def load_config(arguments: argparse.Namespace, training: bool = True) -> "Config
     return settings.model_copy(
         update={"freeze": freeze.model_copy(update=changes), "freeze_schedule": schedule}
     )
+
+
+def require_restorable_here(config: "Config") -> None:
+    """Refuse weights to start from that are in the project's folder and not in the one the command runs in.
+
+    Their path is relative to that one, as all that a configuration names: data would be looked for, or drawn,
+    in the wrong place, too.
+    """
+    path = config.train.restore.path
+    if path is not None and not path.exists() and (PROJECT / path).exists():
+        raise ValueError(
+            f"train.restore.path {path} is not in {Path.cwd()} but in {PROJECT}: paths in configurations are "
+            f"relative to the folder that the command runs in; run it in {PROJECT}"
+        )
 
 
 def _unfreeze_stage(text: str) -> "FreezeStageConfig":

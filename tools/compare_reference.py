@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     from detector.builder import build_model, build_resizer
     from detector.config import validate
+    from detector.determinism import enable_determinism
     from detector.pipeline_config import read_pipeline_config
     from detector.reference import compare, end_to_end, read_reference, training_settings, variable_names
     from detector.weights.importing import import_weights
@@ -44,6 +45,8 @@ def _compare(arguments: argparse.Namespace) -> int:
     print(f"{report.source}: {report.format}, {len(report.restored)} variables", flush=True)
     if report.fresh:
         raise ValueError(f"{report.source} lacks weights: {', '.join(report.fresh)}")
+    if note := enable_determinism():
+        print(note, flush=True)
 
     keys = failures = 0
     for result in compare(model, build_resizer(config), reference, variable_names(model)):

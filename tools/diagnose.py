@@ -61,6 +61,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
 
     from data.pipeline import plain_errors
     from detector.builder import build_model
+    from detector.determinism import enable_determinism
     from detector.diagnose import diagnose
     from detector.diagnosis_report import diagnosis_table, save_picture, suggestion_lines
     from detector.export import is_saved_model
@@ -83,7 +84,9 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     config = command_line.load_config(arguments, training=False)
     restore = config.train.restore
     kind = restore.type if path is None else None
-    path = path or restore.path
+    if path is None:
+        command_line.require_restorable_here(config)
+        path = restore.path
     if path is None:
         raise ValueError("there is nothing to diagnose: name a MODEL or set train.restore.path")
 
@@ -97,6 +100,8 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     command_line.print_dataset(console, dataset)
     model = build_model(config.model, dataset.class_names, seed=config.train.seed)
     imported = import_weights(model, path, kind=kind)
+    if note := enable_determinism():
+        console.print(note, markup=False, soft_wrap=True)
     with plain_errors():
         diagnosis = diagnose(
             model,

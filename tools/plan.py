@@ -70,6 +70,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     command_line.check_choice(arguments.checkpoint)
     config = command_line.load_config(arguments)
+    command_line.require_restorable_here(config)
     console = Console(highlight=False)
     images = None
     if arguments.class_names is not None:

@@ -58,7 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     command_line.add_config_options(parser)
-    parser.add_argument("--allow-fresh", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--allow-fresh",
+        action="store_true",
+        help="allow every variant to freeze weights that no checkpoint gave a value",
+    )
     parser.add_argument(
         "--variant",
         action="append",
@@ -135,7 +139,6 @@ def _run(
     arguments: argparse.Namespace, sweep: "SweepConfig", variant: "Variant", seed: int, output: Path
 ) -> Run:
     """Resolve a run's options exactly as tools/train.py will."""
-    from detector.freeze_config import FreezeConfig
 
     options = []
     if arguments.pipeline_config:
@@ -148,13 +151,32 @@ def _run(
     command_line.add_config_options(parser)
     command_line.add_freeze_options(parser)
     base = command_line.load_config(parser.parse_args(options))
-    if base.freeze_schedule or base.freeze.model_copy(update={"allow_fresh": False}) != FreezeConfig():
-        raise ValueError("the configuration freezes something already; in a sweep only its variants do")
+    _refuse_freezes(base)
     options += variant.options
     if arguments.allow_fresh:
         options.append("--allow-fresh")
     config = command_line.load_config(parser.parse_args(options))
+    command_line.require_restorable_here(config)
     return Run(variant, seed, output / variant.name / f"seed-{seed}", options, config)
+
+
+def _refuse_freezes(config: "Config") -> None:
+    """Refuse a configuration that freezes by itself, and say how to take that back."""
+    from detector.freeze_config import FreezeConfig
+
+    settings = [
+        f"freeze.{name}={'[]' if field.default == () else 'null'}"
+        for name, field in FreezeConfig.model_fields.items()
+        if name != "allow_fresh" and getattr(config.freeze, name) != field.default
+    ]
+    if config.freeze_schedule:
+        settings.append("freeze_schedule=[]")
+    if settings:
+        options = shlex.join(word for setting in settings for word in ("--set", setting))
+        raise ValueError(
+            "the configuration freezes something already; in a sweep only its variants do: take it back with "
+            f"{options}"
+        )
 
 
 def _check_freezes(runs: Sequence[Run], train_set: "DetectionDataset") -> None:

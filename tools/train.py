@@ -82,6 +82,7 @@ def _train(
     else:
         arguments.set += limit
         config = command_line.load_config(arguments)
+        command_line.require_restorable_here(config)
     if limit and config.train.cache == "none":
         raise ValueError(
             "--cache-limit goes with --set train.cache=features, which keeps features; none are kept"

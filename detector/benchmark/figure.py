@@ -86,6 +86,6 @@ def _curves(axes: Any, curves: list[Scaling]) -> None:
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.set_xlabel("batch size, pixels or images, in parts of the smallest (circles: bends)")
     axes.set_ylabel("cost per image or pixel,\nin parts of the smallest's")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * axes.dataLim.y1)  # with room for a circle
     axes.legend(fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

@@ -15,6 +15,7 @@ from detector.benchmark.worker import Prepared
 from detector.builder import build_model, build_resizer
 from detector.config import Config
 from detector.cost import inference_flops, stage_costs, training_flops
+from detector.determinism import enable_determinism
 from detector.experiment import prepare
 from detector.export import IMAGES_SIGNATURE
 from detector.feature_cache import FeatureCache
@@ -109,9 +110,12 @@ def training(
     cache: FeatureCache | None = None,
     images: int | None = None,
 ) -> Prepared:
-    """Build the model and repeat its training step; takes and raises as `training_step`."""
+    """Build the model and repeat its training step; takes and raises as `training_step`.
+
+    With `train.deterministic` TensorFlow's deterministic operations are switched on, except on a GPU.
+    """
     if config.train.deterministic:
-        tf.config.experimental.enable_op_determinism()
+        enable_determinism()
     step, source, flops = training_step(config, class_names, batches, cache, images)
     seed = tf.constant([config.train.seed, 0], tf.int32)
     rate = tf.constant(LEARNING_RATE, tf.float32)
