@@ -352,7 +352,7 @@ class _Training:
 
 
 def _is_due(every: int | None, step: int) -> bool:
-    return bool(every) and step % every == 0
+    return every is not None and step % every == 0
 
 
 def _numbered(class_names: Sequence[str]) -> list[dict[str, Any]]:

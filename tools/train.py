@@ -87,6 +87,7 @@ def _train(
             "--cache-limit goes with --set train.cache=features, which keeps features; none are kept"
         )
     data = _read_data(config, console)
+    augment = command_line.build_augmentation(config)
     if arguments.resume:
         start = _go_on(RunLog(folder), earlier, config, data, console)
     else:
@@ -108,7 +109,6 @@ def _train(
             cache_batch_size=config.evaluate.batch_size,
             note=lambda text: console.print(text, markup=False, soft_wrap=True),
         )
-    augment = command_line.build_augmentation(config)
     with plain_errors(), naming_earlier_ones(run, run.last):
         before = None
         if evaluator is not None and config.train.evaluate_at_start and start.resume_from is None:
