@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 
@@ -12,9 +12,12 @@ def stop_requests(note: Callable[[str], None]) -> Iterator[Sequence[int]]:
     requested: list[int] = []
 
     def request(number: int, frame: Any) -> None:
-        if not requested:
-            note("stopping: what is under way is finished and saved first")
         requested.append(number)
+        # The run is to be saved whether or not this can be said: nobody may read it any more (Ctrl-C ends
+        # `tee`, too), and the signal may have come amid another line.
+        if len(requested) == 1:
+            with suppress(OSError, RuntimeError):
+                note("stopping: what is under way is finished and saved first")
 
     try:
         previous = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -233,6 +233,26 @@ def test_the_exit_code_says_which_signal_stopped_the_run(config, tmp_path, capsy
 
 
 @pytest.mark.usefixtures("eagerly")
+def test_a_run_that_nobody_reads_goes_on_and_can_be_stopped(config, tmp_path, monkeypatch):
+    def batches(*arguments, **options):
+        for step, batch in enumerate(training_batches(*arguments, **options)):
+            if step == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    monkeypatch.setattr("data.pipeline.training_batches", batches)
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = tmp_path / "run"
+    start = ["--config", str(config), "--run", str(run), "--set", "data.evaluate=null", "--no-progress"]
+    with open(writer, "w") as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        monkeypatch.setattr(sys, "stderr", nobody)
+        assert train_tool.main(start) == 130
+    assert checkpoint.read_info(run / "checkpoints" / "last").step == 2
+
+
+@pytest.mark.usefixtures("eagerly")
 def test_a_run_goes_back_to_an_earlier_checkpoint_and_ends_with_the_same_bits(config, tmp_path, capsys):
     run = tmp_path / "run"
     options = ["--set", "train.steps=3", "--set", "train.checkpoint_every=1", "--set", "data.evaluate=null"]
