@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from detector.digest import digest, digests
+from detector.plain_path import require_plain
 from detector.whole_folder import written_whole
 
 FORMAT = 1
@@ -71,8 +72,9 @@ def save(
 
     Raises:
         OSError: it cannot be written (a full disk); what was at `path` is as it was before.
+        ValueError: TensorFlow could not read it there; see `detector.plain_path`.
     """
-    path = Path(path)
+    path = require_plain(path)
     state = {f"{_OPTIMIZER}{name}": variable for name, variable in (optimizer_state or {}).items()}
     values = {**variables, **state}
     page = {"format": FORMAT, **asdict(info), "digests": digests(values)}
@@ -126,8 +128,10 @@ def read_values(path: str | Path, info: CheckpointInfo | None = None) -> dict[st
 
     Raises:
         CheckpointError: a file is missing or damaged, or a value is not the one that was written.
+        ValueError: TensorFlow cannot read from there; see `detector.plain_path`.
     """
     info = info or read_info(path)
+    require_plain(path)
     try:
         reader = tf.train.load_checkpoint(str(Path(path) / "variables"))
         values = {key: reader.get_tensor(key) for key in info.digests}

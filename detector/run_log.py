@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from detector import checkpoint
 from detector.checkpoint import CheckpointError
+from detector.plain_path import require_plain
 from detector.run_page import RunPageError
 from detector.whole_folder import clear_up
 
@@ -36,7 +37,12 @@ class RunLog:
     """Writes a run's folder; everything in it is there as soon as the call returns."""
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        """Make the folder, if it is not there.
+
+        Raises:
+            ValueError: TensorFlow could not read checkpoints in it; see `detector.plain_path`.
+        """
+        self.folder = require_plain(folder)
         self.checkpoints = self.folder / "checkpoints"
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self._metrics_path = self.folder / "metrics.jsonl"

@@ -322,14 +322,19 @@ def test_a_run_that_was_cut_off_before_its_first_checkpoint_starts_again(short_r
         (["--set", "data.class_names=[circle, star, square]"], "category 'triangle' is not in class_names"),
         (["--set", "train.restore.path=nowhere"], "nowhere"),
         (["--resume", "nowhere"], "nowhere is no run's folder"),
+        (
+            ["--run", "runs/feature_extractor[:Mixed_4c]"],
+            "does not find what lies at a path with [",
+        ),
     ],
 )
-def test_a_users_mistake_is_one_line(arguments, message, config, tmp_path, capsys):
+def test_a_users_mistake_is_one_line(arguments, message, config, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     start = [] if "--resume" in arguments else ["--config", str(config), "--run", str(tmp_path / "run")]
     assert train_tool.main([*start, *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and "Traceback" not in error
-    assert not (tmp_path / "run").exists()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("eagerly")

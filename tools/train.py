@@ -202,10 +202,13 @@ def _begin(
     from diagnose import resolve_auto
 
     from detector.experiment import prepare
+    from detector.plain_path import require_plain
     from detector.run_lock import run_lock
     from detector.run_log import RunLog, environment
     from detector.train import check_settings
 
+    if arguments.run is not None:
+        require_plain(arguments.run)
     # The run keeps the configuration as given, `--freeze auto` included; the plan says what came of it.
     resolved = resolve_auto(config, data.train, console)
     experiment = prepare(resolved, data.train.class_names, images=len(data.train))
