@@ -8,8 +8,9 @@ written; every value is checked against its digest when it is read.
 """
 
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,26 @@ def save(
         tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=[prefix + "_part"], destination_prefix=prefix)
         (folder / "checkpoint.json").write_text(json.dumps(page, indent=1), encoding="utf-8")
     return path
+
+
+def replace_page(path: str | Path, info: CheckpointInfo) -> None:
+    """Replace what a checkpoint's page says by `info`, but for the digests: its values stay as they are.
+
+    Raises:
+        CheckpointError: there is no checkpoint.
+        OSError: it cannot be written (a full disk); the older page is there then.
+    """
+    path = Path(path)
+    page = {"format": FORMAT, **asdict(replace(info, digests=read_info(path).digests))}
+    partial = path / ".checkpoint.json.partial"
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            json.dump(page, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path / "checkpoint.json")
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_info(path: str | Path) -> CheckpointInfo:

@@ -38,7 +38,7 @@ class Progress:
                 TextColumn("{task.fields[status]}"),
                 console=self._console,
             )
-            self._task = self._bar.add_task("train", total=steps, completed=start, status="tracing the graph")
+            self._task = self._bar.add_task("train", total=steps, completed=start, status="")
 
     def __enter__(self) -> "Progress":
         if self._bar is not None:
@@ -50,6 +50,11 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def show(self, status: str) -> None:
+        """Show in the bar what is done before the next step ends."""
+        if self._bar is not None:
+            self._bar.update(self._task, status=status)
 
     def advance(self, step: int, values: Mapping[str, float], waited: float) -> None:
         """Show that `step` steps are done, with the named losses of the last.

@@ -94,9 +94,17 @@ class RunLog:
             rows.append(row)
         return rows
 
-    def forget_after(self, step: int) -> None:
-        """Drop the metrics past `step`: a run that resumes there will write them again."""
-        rows = [row for row in self.read_metrics() if row["step"] <= step]
+    def forget_after(self, step: int, is_evaluated: bool = True) -> None:
+        """Drop the metrics that a run which resumes at `step` will write again.
+
+        They are those past it, and its scores unless it `is_evaluated`.
+        """
+
+        def is_kept(row: Mapping[str, Any]) -> bool:
+            is_score = any(name.startswith("evaluation/") for name in row)
+            return row["step"] < step + (is_evaluated or not is_score)
+
+        rows = [row for row in self.read_metrics() if is_kept(row)]
         self._write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def checkpoint_path(self, step: int) -> Path:

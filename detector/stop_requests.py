@@ -6,6 +6,10 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 
+class Stopped(RuntimeError):  # noqa: N818 - it is no error: it was asked for
+    """What was under way was given up, as the run was asked to stop; nothing of it is kept."""
+
+
 @contextmanager
 def stop_requests(note: Callable[[str], None]) -> Iterator[Sequence[int]]:
     """Within it, SIGTERM and Ctrl-C do not end the process but are listed in what it yields."""

@@ -42,6 +42,7 @@ def test_steps_are_shown_on_though_nobody_reads(bar, monkeypatch):
     with open(writer, "w") as nobody:
         monkeypatch.setattr(sys, "stdout", nobody)
         with Progress(start=0, steps=2, batch_size=1, log_every=1, bar=bar) as shown:
+            shown.show("tracing the graph")
             shown.note("a note")
             shown.advance(1, LOSS, 0.0)
             shown.advance(2, LOSS, 0.0)

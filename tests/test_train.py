@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from detector.freeze import resolve, rows_of
 from detector.freeze_proof import FreezeProofError
 from detector.optimizer import GroupedOptimizer
 from detector.run_log import RunLog
+from detector.stop_requests import Stopped
 from detector.train import Interrupted, NonFiniteLossError, fit
 from detector.training_step import make_step
 
@@ -47,6 +49,28 @@ def batches(make_batch, start=0):
 def scores_with(ap):
     numbers = {name: None for name in CocoScores.__dataclass_fields__}
     return CocoScores(**{**numbers, "AP": ap, "AP_per_class": {}, "AP50_per_class": {}})
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Replace training steps by some that move what trains by its learning rate.
+
+    Returns `steps`, the (seed, step, learning rate) taken, and `settings`, what they were made with.
+    """
+    record = SimpleNamespace(steps=[], settings=[])
+
+    def make(model, trained, optimizer, **settings):
+        record.settings.append(settings)
+
+        def step(batch, seed, learning_rate):
+            record.steps.append((*seed.numpy().tolist(), float(learning_rate)))
+            optimizer.apply({path: tf.ones_like(each) for path, each in trained.items()}, learning_rate)
+            return {"loss": tf.constant(0.5)}
+
+        return step
+
+    monkeypatch.setattr("detector.train.make_step", make)
+    return record
 
 
 def assert_changed(model, plan, before, expected_prefixes_frozen):
@@ -281,6 +305,7 @@ def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(tiny_model, tiny_
     config = tiny_config(
         "train.steps=9",
         "train.evaluate_every=1",
+        "train.evaluate_at_start=false",
         "train.patience=2",
         "train.keep_checkpoints=1",
         "train.checkpoint_every=1",
@@ -292,7 +317,7 @@ def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(tiny_model, tiny_
         batches(make_batch),
         config,
         run=run,
-        evaluate=lambda plan: scores_with(next(aps)),
+        evaluate=lambda plan, is_stopped: scores_with(next(aps)),
     )
     assert result.stopped_early and result.step == 4
     assert run.best.name == "step-000002" and run.last.name == "step-000004"
@@ -301,7 +326,9 @@ def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(tiny_model, tiny_
 
 @pytest.mark.usefixtures("eagerly")
 def test_a_run_that_patience_ended_stays_ended(tiny_model, tiny_config, make_batch, tmp_path):
-    config = tiny_config("train.steps=9", "train.evaluate_every=1", "train.patience=2")
+    config = tiny_config(
+        "train.steps=9", "train.evaluate_every=1", "train.evaluate_at_start=false", "train.patience=2"
+    )
     model, run = tiny_model(), RunLog(tmp_path)
 
     def go_on(aps, resume_from=None):
@@ -311,13 +338,99 @@ def test_a_run_that_patience_ended_stays_ended(tiny_model, tiny_config, make_bat
             batches(make_batch, start=resume_from.step if resume_from else 0),
             config,
             run=run,
-            evaluate=lambda plan: scores_with(next(aps)),
+            evaluate=lambda plan, is_stopped: scores_with(next(aps)),
             resume_from=resume_from,
         )
 
     assert go_on(iter([0.3, 0.2, 0.2])).step == 3
     again = go_on(iter([]), checkpoint.read_info(run.last))
     assert again.stopped_early and again.step == 3 and run.last.name == "step-000003"
+
+
+def test_a_run_that_is_cut_off_in_an_evaluation_makes_it_when_it_is_resumed(
+    fake, tiny_model, tiny_config, make_batch, tmp_path, monkeypatch
+):
+    aps = {0: 0.9, 2: 0.3, 4: 0.2, 6: 0.4}
+    config = tiny_config(
+        "train.steps=6", "train.evaluate_every=2", "train.checkpoint_every=100", "train.patience=2"
+    )
+    model = tiny_model()
+    plan, new = cheap_plan_of(model), values_of(model.variables_by_path)
+
+    def evaluate(plan, is_stopped):
+        assert not is_stopped()
+        return scores_with(aps[len(fake.steps)])
+
+    def kill(*arguments):
+        raise MemoryError
+
+    def killed(plan, is_stopped):
+        return evaluate(plan, is_stopped) if len(fake.steps) < cut_at else kill()
+
+    def killed_as_it_ends(plan, is_stopped):
+        if len(fake.steps) == cut_at:
+            patch.setattr(checkpoint, "replace_page", kill)
+        return evaluate(plan, is_stopped)
+
+    def stopped(plan, is_stopped):
+        if len(fake.steps) < cut_at:
+            return evaluate(plan, is_stopped)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert is_stopped()
+        raise Stopped
+
+    def begin(name, evaluate):
+        fake.steps.clear()
+        for path in plan.trained:
+            model.variables_by_path[path].assign(new[path])
+        run = RunLog(tmp_path / name)
+        fit(model, plan, batches(make_batch), config, run=run, evaluate=evaluate)
+
+    def outcome(name):
+        run = RunLog(tmp_path / name)
+        info = checkpoint.read_info(run.last)
+        rows = [(row["step"], row.get("loss"), row.get("evaluation/AP")) for row in run.read_metrics()]
+        return info.training, info.digests, rows, run.best.name, run.last.name
+
+    begin("whole", evaluate)
+    assert outcome("whole")[3:] == ("step-000006", "step-000006")
+    for cut_at, cut_off in ((0, stopped), (2, killed), (2, killed_as_it_ends), (4, stopped), (6, killed)):
+        name = f"{cut_off.__name__} at {cut_at}"
+        with monkeypatch.context() as patch, pytest.raises((Interrupted, MemoryError)) as error:
+            begin(name, cut_off)
+        if cut_off is stopped:
+            assert str(error.value) == f"stopped at step {cut_at} of 6, before its evaluation"
+        run = RunLog(tmp_path / name)
+        info = checkpoint.read_info(run.last)
+        assert info.step == cut_at and info.training["evaluated_step"] == (cut_at - 2 if cut_at else None)
+        source = batches(make_batch, cut_at)
+        result = fit(model, plan, source, config, run=run, evaluate=evaluate, resume_from=info)
+        assert result.scores.keys() == {step for step in aps if step >= cut_at}
+        assert outcome(name) == outcome("whole"), name
+
+
+@pytest.mark.usefixtures("fake")
+def test_what_was_scored_is_in_the_page_of_the_best_checkpoint(
+    tiny_model, tiny_config, make_batch, tmp_path, monkeypatch
+):
+    model, run = tiny_model(), RunLog(tmp_path)
+    saved = []
+    save = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda path, *rest: saved.append(path.name) or save(path, *rest))
+    aps = iter([0.1, 0.3, 0.2])
+    fit(
+        model,
+        cheap_plan_of(model),
+        batches(make_batch),
+        tiny_config("train.evaluate_every=1", "train.evaluate_at_start=false"),
+        run=run,
+        evaluate=lambda plan, is_stopped: scores_with(next(aps)),
+    )
+    assert saved == ["step-000001", "step-000002", "step-000003"]  # and not twice
+    best, last = (checkpoint.read_info(path).training for path in (run.best, run.last))
+    assert (best["step"], best["best_step"], best["best_ap"], best["evaluated_step"]) == (2, 2, 0.3, 2)
+    assert (last["step"], last["best_step"], last["evaluations_since_best"]) == (3, 2, 1)
+    checkpoint.restore(run.best, tiny_model().variables_by_path)
 
 
 def test_patience_without_evaluations_is_refused(tiny_model, tiny_config, make_batch):

@@ -110,11 +110,6 @@ def _train(
             note=lambda text: console.print(text, markup=False, soft_wrap=True),
         )
     with plain_errors(), naming_earlier_ones(run, run.last):
-        before = None
-        if evaluator is not None and config.train.evaluate_at_start and start.resume_from is None:
-            before = evaluator(schedule.stages[0].plan)
-            run.metrics(0, {f"evaluation/{name}": value for name, value in before.numbers().items()})
-            console.print(f"AP before training: {_shown(before.AP)}")
         try:
             result = fit(
                 model,
@@ -147,7 +142,7 @@ def _train(
         run.write_json("detections.json", evaluator.detections)
         run.write_json("evaluation.json", after.to_dict())
         console.print(score_table(after, title=f"{data.evaluate.name}, step {result.step}"))
-        if before is not None:
+        if (before := result.scores.get(0)) is not None:
             console.print(f"AP {_shown(before.AP)} before, {_shown(after.AP)} after")
     console.print(result.proof.summary(), markup=False, soft_wrap=True)
     console.print(f"next: python tools/export.py {run.folder}", markup=False, soft_wrap=True)
