@@ -158,7 +158,8 @@ class TrainConfig(Section):
     # Selectors: stages of the feature extractor or the tower that keep their input alone and run again when
     # their gradient is due (gradient checkpointing).  Less memory, more time, the same result.
     recompute: tuple[str, ...] = ()
-    # Stop after this many evaluations without a better AP.
+    # Stop after this many evaluations without a better AP.  Of a freeze schedule, they are those of the last
+    # stage: where an earlier one gets no further, the next one is what helps.
     patience: int | None = Field(None, ge=1)
     log_every: int = Field(10, ge=1)
     # Same bits on every run on one machine.  On a CPU it is also more exact: without it TensorFlow 2.20 sums

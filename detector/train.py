@@ -171,7 +171,10 @@ def fit(
         )
         training.go_on()
     return FitResult(
-        training.at.step, training.scores, training.prove_stage(), training.is_out_of_patience()
+        training.at.step,
+        training.scores,
+        training.prove_stage(),
+        stopped_early=training.at.step < settings.steps,
     )
 
 
@@ -231,6 +234,11 @@ class _Training:
             self._take_step()
             if self.at.step == settings.steps or _is_due(settings.checkpoint_every, self.at.step):
                 self._save()
+        if self.at.step < settings.steps:
+            self.progress.note(
+                f"stopped early at step {self.at.step}: {self.at.evaluations_since_best} evaluations without "
+                "a better AP"
+            )
 
     def prove_stage(self) -> FreezeProof:
         """Prove the present freeze stage; what is proved is written before a failure is raised."""
@@ -254,13 +262,20 @@ class _Training:
         return step == settings.steps or _is_due(settings.evaluate_every, step)
 
     def _is_over(self) -> bool:
-        is_at_end = self.at.step == self.config.train.steps or self.is_out_of_patience()
+        is_at_end = self.at.step == self.config.train.steps or self._is_out_of_patience()
         return is_at_end and not self._owes_evaluation()
 
-    def is_out_of_patience(self) -> bool:
-        """Whether `train.patience` has ended, or would have ended, the run."""
-        patience = self.config.train.patience
-        return patience is not None and self.at.evaluations_since_best >= patience
+    def _is_out_of_patience(self) -> bool:
+        """Whether `train.patience` has ended, or would have ended, the run.
+
+        Only in its last freeze stage: where an earlier one gets no further, the next one is what helps.
+        """
+        patience, last_stage = self.config.train.patience, len(self.schedule.stages) - 1
+        return (
+            patience is not None
+            and self.at.stage == last_stage
+            and self.at.evaluations_since_best >= patience
+        )
 
     def _plan(self) -> FreezePlan:
         assert self.at.stage is not None
@@ -278,7 +293,9 @@ class _Training:
             self.progress.note(
                 f"step {self.at.step}: freeze stage {stage + 1} of {len(self.schedule.stages)}"
             )
-        self.at = replace(self.at, stage=stage, frozen_digests=digests(self._frozen_in(stage)))
+        self.at = replace(
+            self.at, stage=stage, frozen_digests=digests(self._frozen_in(stage)), evaluations_since_best=0
+        )
         self._step = None
 
     def _begin(self) -> None:

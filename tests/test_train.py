@@ -16,6 +16,7 @@ from detector import checkpoint
 from detector.coco_metrics import CocoScores
 from detector.freeze import resolve, rows_of
 from detector.freeze_proof import FreezeProofError
+from detector.freeze_schedule import FreezeSchedule, FreezeStage
 from detector.optimizer import GroupedOptimizer
 from detector.run_log import RunLog
 from detector.stop_requests import Stopped
@@ -345,6 +346,47 @@ def test_a_run_that_patience_ended_stays_ended(tiny_model, tiny_config, make_bat
     assert go_on(iter([0.3, 0.2, 0.2])).step == 3
     again = go_on(iter([]), checkpoint.read_info(run.last))
     assert again.stopped_early and again.step == 3 and run.last.name == "step-000003"
+
+
+@pytest.mark.usefixtures("fake")
+def test_patience_counts_in_the_last_freeze_stage_and_the_end_is_told(
+    tiny_model, tiny_config, make_batch, capsys
+):
+    model = tiny_model()
+    stages = [FreezeStage(0, cheap_plan_of(model)), FreezeStage(3, plan_of(model, ["rpn"]))]
+    config = tiny_config(
+        "train.steps=9", "train.evaluate_every=1", "train.evaluate_at_start=false", "train.patience=2"
+    )
+    # Two evaluations without a better AP neither end the first stage nor count in the second.
+    aps = iter([0.5, 0.4, 0.4, 0.3, 0.3])
+    result = fit(
+        model,
+        FreezeSchedule(tuple(stages)),
+        batches(make_batch),
+        config,
+        evaluate=lambda plan, is_stopped: scores_with(next(aps)),
+    )
+    assert result.stopped_early and result.step == 5
+    assert "stopped early at step 5: 2 evaluations without a better AP\n" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_run_that_patience_ends_at_its_last_step_did_not_stop_early(
+    tiny_model, tiny_config, make_batch, capsys
+):
+    model, aps = tiny_model(), iter([0.5, 0.4])
+    config = tiny_config(
+        "train.steps=2", "train.evaluate_every=1", "train.evaluate_at_start=false", "train.patience=1"
+    )
+    result = fit(
+        model,
+        cheap_plan_of(model),
+        batches(make_batch),
+        config,
+        evaluate=lambda plan, is_stopped: scores_with(next(aps)),
+    )
+    assert not result.stopped_early and result.step == 2
+    assert "stopped early" not in capsys.readouterr().out
 
 
 def test_a_run_that_is_cut_off_in_an_evaluation_makes_it_when_it_is_resumed(
