@@ -475,6 +475,69 @@ def test_what_was_scored_is_in_the_page_of_the_best_checkpoint(
     checkpoint.restore(run.best, tiny_model().variables_by_path)
 
 
+def test_every_step_gets_the_seed_and_the_rate_of_its_stage(
+    fake, tiny_model, tiny_config, make_batch, tmp_path
+):
+    model, run = tiny_model(), RunLog(tmp_path)
+    before = values_of(model.variables_by_path)
+    first, second = cheap_plan_of(model), plan_of(model, ["feature_extractor", "box_classifier"])
+    schedule = FreezeSchedule((FreezeStage(0, first), FreezeStage(2, second, lr_factor=0.5, warmup_steps=2)))
+    config = tiny_config(
+        "train.steps=5",
+        "train.seed=7",
+        "train.clip_norm=3",
+        "train.optimizer.momentum=0",
+        "train.learning_rate={schedule: step, base: 0.4, boundaries: [1, 3], values: [0.2, 0.1]}",
+        "train.lr_factors={box_classifier/predictor/class_scores: 2}",
+        "model.rpn.l2=0.25",
+        "model.box_classifier.l2=0.125",
+    )
+    fit(model, schedule, batches(make_batch), config, run=run)
+    assert [step[:2] for step in fake.steps] == [(7, 0), (7, 1), (7, 2), (7, 3), (7, 4)]
+    # From step 2 on half the rate, which is reached over two steps.
+    assert [step[2] for step in fake.steps] == pytest.approx([0.4, 0.2, 0.0, 0.1 * 0.25, 0.1 * 0.5])
+    after = values_of(model.variables_by_path)
+    moved = {path: before[path] - after[path] for path in before}
+    predictor = "box_classifier/predictor"
+    np.testing.assert_allclose(moved[f"{predictor}/class_scores/bias"], 2 * (0.4 + 0.2), rtol=1e-5)
+    np.testing.assert_allclose(moved[f"{predictor}/box_refinement/bias"], 0.4 + 0.2, rtol=1e-5)
+    np.testing.assert_allclose(moved["rpn/conv/bias"], 0.025 + 0.05, rtol=1e-5)
+    weights = {"rpn": 0.25, "box_classifier/predictor": 0.125}
+    assert fake.settings == [{"clip_norm": 3.0, "l2": weights, "named_losses": None}] * 2
+    # A slot for whatever any stage trains, a count for what always moves alike, and nothing else.
+    kept = {key for key in checkpoint.read_info(run.last).digests if key.startswith("optimizer/")}
+    slots = {f"optimizer/momentum/{path}" for path in (*first.trained, *second.trained)}
+    assert kept == slots | {f"optimizer/iterations/{group}" for group in range(3)}
+
+
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize("is_asked_for", [True, False])
+def test_deterministic_operations_are_switched_on_where_they_are_asked_for(
+    is_asked_for, tiny_model, tiny_config, make_batch, monkeypatch
+):
+    switched = []
+    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: switched.append("on"))
+    model, config = tiny_model(), tiny_config("train.steps=1", f"train.deterministic={is_asked_for}")
+    fit(model, cheap_plan_of(model), batches(make_batch), config)
+    assert switched == ["on"] * is_asked_for
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_frozen_variable_that_changed_between_two_parts_of_a_run_fails_it(
+    tiny_model, tiny_config, make_batch, tmp_path
+):
+    model, run = tiny_model(), RunLog(tmp_path)
+    plan = plan_of(model, ["rpn"])
+    with pytest.raises(ValueError, match="batches ended before step 2"):
+        fit(model, plan, itertools.islice(batches(make_batch), 2), tiny_config(), run=run)
+    info = checkpoint.read_info(run.last)
+    values = checkpoint.read_values(run.last, info)
+    values["rpn/conv/bias"] += 1e-6
+    checkpoint.save(run.last, info, {key: tf.Variable(value) for key, value in values.items()})
+    with pytest.raises(FreezeProofError, match=r"1 of \d+ frozen variables moved by step 3: rpn/conv/bias"):
+        fit(tiny_model(), plan, batches(make_batch, 2), tiny_config(), run=run, resume_from=info)
+
+
 def test_patience_without_evaluations_is_refused(tiny_model, tiny_config, make_batch):
     config = tiny_config("train.patience=2", "train.evaluate_every=1")
     with pytest.raises(ValueError, match=r"train.patience 2 counts evaluations .* set train.evaluate_every"):
