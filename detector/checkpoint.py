@@ -8,8 +8,9 @@ written; every value is checked against its digest when it is read.
 """
 
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from detector.digest import digest, digests
+from detector.plain_path import require_plain
 from detector.whole_folder import written_whole
 
 FORMAT = 1
@@ -71,8 +73,9 @@ def save(
 
     Raises:
         OSError: it cannot be written (a full disk); what was at `path` is as it was before.
+        ValueError: TensorFlow could not read it there; see `detector.plain_path`.
     """
-    path = Path(path)
+    path = require_plain(path)
     state = {f"{_OPTIMIZER}{name}": variable for name, variable in (optimizer_state or {}).items()}
     values = {**variables, **state}
     page = {"format": FORMAT, **asdict(info), "digests": digests(values)}
@@ -88,6 +91,26 @@ def save(
         tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=[prefix + "_part"], destination_prefix=prefix)
         (folder / "checkpoint.json").write_text(json.dumps(page, indent=1), encoding="utf-8")
     return path
+
+
+def replace_page(path: str | Path, info: CheckpointInfo) -> None:
+    """Replace what a checkpoint's page says by `info`, but for the digests: its values stay as they are.
+
+    Raises:
+        CheckpointError: there is no checkpoint.
+        OSError: it cannot be written (a full disk); the older page is there then.
+    """
+    path = Path(path)
+    page = {"format": FORMAT, **asdict(replace(info, digests=read_info(path).digests))}
+    partial = path / ".checkpoint.json.partial"
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            json.dump(page, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path / "checkpoint.json")
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_info(path: str | Path) -> CheckpointInfo:
@@ -126,8 +149,10 @@ def read_values(path: str | Path, info: CheckpointInfo | None = None) -> dict[st
 
     Raises:
         CheckpointError: a file is missing or damaged, or a value is not the one that was written.
+        ValueError: TensorFlow cannot read from there; see `detector.plain_path`.
     """
     info = info or read_info(path)
+    require_plain(path)
     try:
         reader = tf.train.load_checkpoint(str(Path(path) / "variables"))
         values = {key: reader.get_tensor(key) for key in info.digests}

@@ -1,6 +1,6 @@
 """Evaluation: run the model over a data set, map its boxes back to the files' images, and score them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from detector.coco_metrics import CocoScores, map_to_original, score, to_coco_re
 from detector.faster_rcnn import FasterRCNN
 from detector.feature_cache import CachedFeatures, FeatureCache
 from detector.freeze import FreezePlan
+from detector.stop_requests import Stopped
 from detector.suppression import Suppressed
 
 Batch = Mapping[str, tf.Tensor]
@@ -56,25 +57,32 @@ class Evaluator:
         self._uncached_plan: FreezePlan | None = None
         self.detections: list[dict[str, Any]] = []
 
-    def __call__(self, plan: FreezePlan | None = None) -> CocoScores:
+    def __call__(
+        self, plan: FreezePlan | None = None, is_stopped: Callable[[], bool] = lambda: False
+    ) -> CocoScores:
         """Detect and score; the detections, as COCO results, are in `detections` afterwards.
 
-        `plan` says what of the model stands still from one call to the next; without it nothing is taken
-        from the cache.
+        Args:
+            plan: says what of the model stands still from one call to the next; without it nothing is taken
+                from the cache.
+            is_stopped: asked before every batch; once it is true, the evaluation is given up.
+
+        Raises:
+            Stopped: it was stopped; `detections` are those of the call before.
         """
-        kept = self._open(plan) if plan is not None else None
+        kept = self._open(plan, is_stopped) if plan is not None else None
         if kept is not None:
             features, detect = kept
             batches: Iterable[Batch] = features.each_once(self._cache_batch_size)
         else:
             detect, batches = self._detect, self._batches
-        self.detections = detect_all(detect, batches, self._category_ids)
+        self.detections = detect_all(detect, _until_stopped(batches, is_stopped), self._category_ids)
         return score(self._ground_truth, self.detections)
 
     def _detect(self, batch: Batch) -> Suppressed:
         return self._graph(batch["image"], batch["image_size_hw"])
 
-    def _open(self, plan: FreezePlan) -> tuple[CachedFeatures, Detect] | None:
+    def _open(self, plan: FreezePlan, is_stopped: Callable[[], bool]) -> tuple[CachedFeatures, Detect] | None:
         """Return the features of what `plan` freezes, and how to detect on them; asked anew in every call.
 
         So that what moved against the plan is noticed: its features have another name.
@@ -82,7 +90,7 @@ class Evaluator:
         if self._cache is None or plan is self._uncached_plan:
             return None
         told: list[str] = []
-        features = self._cache.open(self._model, plan, told.append)
+        features = self._cache.open(self._model, plan, told.append, is_stopped)
         if features is None:
             self._uncached_plan = plan
         elif self._kept is None or self._kept[0].folder != features.folder:
@@ -91,6 +99,13 @@ class Evaluator:
             return self._kept
         self._note("evaluation: " + told[-1])
         return self._kept if features is not None else None
+
+
+def _until_stopped(batches: Iterable[Batch], is_stopped: Callable[[], bool]) -> Iterator[Batch]:
+    for batch in batches:
+        if is_stopped():
+            raise Stopped
+        yield batch
 
 
 def evaluate(model: FasterRCNN, batches: Iterable[Batch], ground_truth: dict[str, Any]) -> CocoScores:

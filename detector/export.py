@@ -41,6 +41,7 @@ from detector.digest import digests
 from detector.faster_rcnn import FasterRCNN
 from detector.freeze_proof import prove
 from detector.label_map import write_label_map
+from detector.plain_path import require_plain
 from detector.resizer import Resizer, to_canvas
 from detector.rpn import Proposals
 from detector.run_log import environment
@@ -75,10 +76,11 @@ def export(
         manifest: JSON values for `assets/freeze_manifest.json`; see `freeze_manifest`.
 
     Raises:
-        ValueError: the categories are not the model's classes, or `directory` holds something else.
+        ValueError: the categories are not the model's classes, or `directory` holds something else, or
+            TensorFlow could not load it from there (see `detector.plain_path`).
         OSError: it cannot be written (a full disk); what was in `directory` is as it was before.
     """
-    directory = Path(directory)
+    directory = require_plain(directory)
     names = [category["name"] for category in categories]
     if names != list(model.class_names):
         raise ValueError(

@@ -31,6 +31,7 @@ from detector.faster_rcnn import FasterRCNN
 from detector.freeze import FreezePlan
 from detector.frozen_prefix import FrozenPrefix, Sizes, find_cut
 from detector.owned_folder import delete_orphans, owned_folder
+from detector.stop_requests import Stopped
 from detector.suppression import Suppressed
 
 _FORMAT = 1
@@ -48,7 +49,7 @@ class CacheTooLargeError(ValueError):
     """The features would not fit into the limit; the message says what would help."""
 
 
-class CacheStopped(RuntimeError):  # noqa: N818 - it is no error: it was asked for
+class CacheStopped(Stopped):
     """Computing features was stopped; nothing is kept of what was half done."""
 
 

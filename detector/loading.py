@@ -18,6 +18,7 @@ from detector.faster_rcnn import FasterRCNN
 from detector.label_map import read_label_map
 from detector.memory_optimizer import without_memory_optimizer
 from detector.model_config import ModelConfig, Precision
+from detector.plain_path import require_plain
 from detector.resizer import Resizer
 from detector.run_log import Which, find_checkpoint, is_run
 
@@ -146,6 +147,7 @@ def _reason(error: tf.errors.OpError) -> str:
 def _load_saved_model(path: Path) -> LoadedDetector:
     if not (path / LABEL_MAP).is_file():
         raise ValueError(f"{path} is not of tools/export.py: it has no {LABEL_MAP}")
+    require_plain(path)
     try:
         loaded = tf.saved_model.load(str(path))
     except (OSError, tf.errors.OpError, ValueError) as error:

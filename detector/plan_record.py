@@ -14,6 +14,7 @@ from detector.export import MANIFEST, is_saved_model
 from detector.freeze import FreezePlan
 from detector.freeze_proof import FreezeProof
 from detector.loading import run_of
+from detector.plain_path import require_plain
 from detector.run_log import Which, find_checkpoint
 
 
@@ -108,6 +109,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _check_saved_values(path: Path, expected: Mapping[str, str]) -> None:
+    require_plain(path)
     try:
         reader = tf.train.load_checkpoint(str(path / "variables" / "variables"))
         # Their keys, as TensorFlow escapes them, below the attribute that `detector.export` gives them.

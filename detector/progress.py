@@ -1,5 +1,6 @@
 """What a run shows while it trains: a bar with losses, speed and time left, or plain lines for logs."""
 
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -9,6 +10,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+
+from detector.lasting_output import lasting
 
 _PARTS = {"rpn_objectness": "objectness", "rpn_box": "rpn box", "class": "class", "box": "box", "l2": "l2"}
 
@@ -21,7 +24,7 @@ class Progress:
 
     def __init__(self, start: int, steps: int, batch_size: int, log_every: int, bar: bool):
         self._steps, self._batch_size, self._log_every = steps, batch_size, log_every
-        self._console = Console(highlight=False)
+        self._console = Console(file=lasting(sys.stdout), highlight=False)
         # The first step traces the graph; rates are taken over the steps after it.
         self._ends: deque[float] = deque(maxlen=100)
         self._waits: deque[float] = deque(maxlen=100)
@@ -35,7 +38,7 @@ class Progress:
                 TextColumn("{task.fields[status]}"),
                 console=self._console,
             )
-            self._task = self._bar.add_task("train", total=steps, completed=start, status="tracing the graph")
+            self._task = self._bar.add_task("train", total=steps, completed=start, status="")
 
     def __enter__(self) -> "Progress":
         if self._bar is not None:
@@ -47,6 +50,11 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def show(self, status: str) -> None:
+        """Show in the bar what is done before the next step ends."""
+        if self._bar is not None:
+            self._bar.update(self._task, status=status)
 
     def advance(self, step: int, values: Mapping[str, float], waited: float) -> None:
         """Show that `step` steps are done, with the named losses of the last.

@@ -3,12 +3,16 @@
 It is the kernel's, so it goes when the process does, however that ends.
 """
 
+import errno
 import fcntl
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _FILE = ".lock"
+# What file systems without locks say: some network drives, FUSE, Lustre as it is often mounted.
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
 class RunBusyError(ValueError):
@@ -18,6 +22,8 @@ class RunBusyError(ValueError):
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of a run's folder, which is made if it is not there.
+
+    Where the file system has no locks there is a warning on standard error instead.
 
     Raises:
         RunBusyError: another process has it.
@@ -30,4 +36,12 @@ def run_lock(folder: Path) -> Iterator[None]:
             raise RunBusyError(
                 f"another process trains in {folder}: let it end, or stop it, and try again"
             ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            print(
+                f"warning: {folder} cannot be locked ({error.strerror}): see to it that no other process "
+                "trains in it",
+                file=sys.stderr,
+            )
         yield

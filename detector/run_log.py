@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from detector import checkpoint
 from detector.checkpoint import CheckpointError
+from detector.plain_path import require_plain
 from detector.run_page import read_metrics
 from detector.whole_folder import clear_up
 
@@ -36,7 +37,12 @@ class RunLog:
     """Writes a run's folder; everything in it is there as soon as the call returns."""
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        """Make the folder, if it is not there.
+
+        Raises:
+            ValueError: TensorFlow could not read checkpoints in it; see `detector.plain_path`.
+        """
+        self.folder = require_plain(folder)
         self.checkpoints = self.folder / "checkpoints"
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self._metrics_path = self.folder / "metrics.jsonl"
@@ -70,9 +76,17 @@ class RunLog:
         """Return the rows of `metrics.jsonl`, none before anything is logged; see `run_page.read_metrics`."""
         return read_metrics(self._metrics_path) if self._metrics_path.is_file() else []
 
-    def forget_after(self, step: int) -> None:
-        """Drop the metrics past `step`: a run that resumes there will write them again."""
-        rows = [row for row in self.read_metrics() if row["step"] <= step]
+    def forget_after(self, step: int, is_evaluated: bool = True) -> None:
+        """Drop the metrics that a run which resumes at `step` will write again.
+
+        They are those past it, and its scores unless it `is_evaluated`.
+        """
+
+        def is_kept(row: Mapping[str, Any]) -> bool:
+            is_score = any(name.startswith("evaluation/") for name in row)
+            return row["step"] < step + (is_evaluated or not is_score)
+
+        rows = [row for row in self.read_metrics() if is_kept(row)]
         self._write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def checkpoint_path(self, step: int) -> Path:

@@ -1,12 +1,13 @@
 """Signals that ask a run to stop: it ends when what is under way is finished and saved."""
 
-import contextlib
-import os
 import signal
-import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
+
+
+class Stopped(RuntimeError):  # noqa: N818 - it is no error: it was asked for
+    """What was under way was given up, as the run was asked to stop; nothing of it is kept."""
 
 
 @contextmanager
@@ -18,11 +19,12 @@ def stop_requests(note: Callable[[str], None]) -> Iterator[Sequence[int]]:
     requested: list[int] = []
 
     def request(number: int, frame: Any) -> None:
-        if number == signal.SIGHUP:
-            _forget_closed_terminal()
-        if not requested:
-            note("stopping: what is under way is finished and saved first")
         requested.append(number)
+        # The run is to be saved whether or not this can be said: nobody may read it any more (Ctrl-C ends
+        # `tee`, too), and the signal may have come amid another line.
+        if len(requested) == 1:
+            with suppress(OSError, RuntimeError):
+                note("stopping: what is under way is finished and saved first")
 
     numbers = [signal.SIGTERM, signal.SIGINT]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
@@ -36,13 +38,3 @@ def stop_requests(note: Callable[[str], None]) -> Iterator[Sequence[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _forget_closed_terminal() -> None:
-    """Send to nowhere what would go to a terminal that was closed: writing to one fails, amid a save, too."""
-    with open(os.devnull, "wb") as nowhere:
-        for stream in (1, 2):
-            with contextlib.suppress(OSError):  # it is closed itself
-                # A device for characters that is no terminal, or is none any more; files and pipes stay.
-                if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
-                    os.dup2(nowhere.fileno(), stream)

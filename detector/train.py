@@ -20,7 +20,7 @@ from detector.config import Config
 from detector.determinism import enable_determinism
 from detector.digest import digests
 from detector.faster_rcnn import FasterRCNN
-from detector.feature_cache import CacheStopped, FeatureCache
+from detector.feature_cache import FeatureCache
 from detector.freeze import FreezePlan
 from detector.freeze_proof import FreezeProof, prove
 from detector.freeze_schedule import FreezeSchedule, lr_factors_of
@@ -31,8 +31,12 @@ from detector.recomputation import recompute
 from detector.run_log import RunLog
 from detector.schedule import learning_rate_schedule
 from detector.selectors import select_each
-from detector.stop_requests import stop_requests
+from detector.stop_requests import Stopped, stop_requests
 from detector.training_step import Batch, Step, make_step
+
+Evaluate = Callable[[FreezePlan, Callable[[], bool]], CocoScores]
+"""Scores the model as it stands, given the plan of the freeze stage; raises `Stopped` soon after the function
+that it is given, which it asks now and then, returns true."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -40,7 +44,7 @@ class NonFiniteLossError(RuntimeError):
 
 
 class Interrupted(RuntimeError):  # noqa: N818 - it is no error: the run is saved and can go on
-    """A signal came, SIGTERM, Ctrl-C's SIGINT or SIGHUP; the step was finished and saved first."""
+    """SIGTERM, SIGINT or SIGHUP came; the step was finished and saved, an evaluation given up."""
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
@@ -90,7 +94,7 @@ def fit(
     *,
     cache: FeatureCache | None = None,
     run: RunLog | None = None,
-    evaluate: Callable[[FreezePlan], CocoScores] | None = None,
+    evaluate: Evaluate | None = None,
     categories: list[dict[str, Any]] | None = None,
     provenance: dict[str, Any] | None = None,
     resume_from: CheckpointInfo | None = None,
@@ -110,8 +114,8 @@ def fit(
         cache: trains from kept features in every freeze stage that leaves a prefix of the model as it is;
             `batches` must be a function then.
         run: where metrics and checkpoints go; None keeps nothing.
-        evaluate: scores the model as it stands, given the plan of the freeze stage; called every
-            `train.evaluate_every` steps and at the end.
+        evaluate: called before the first step with `train.evaluate_at_start`, every `train.evaluate_every`
+            steps and at the end; see `Evaluate` and `detector.evaluate.Evaluator`.
         categories: [{"id", "name"}] of the data set, for the checkpoints; numbered from 1 where left out.
         provenance: per component where its weights came from, for the checkpoints.
         resume_from: the page of the run's last checkpoint, to go on from there; `run` must hold it.
@@ -147,7 +151,7 @@ def fit(
         assert run is not None and run.last is not None
         checkpoint.restore(run.last, variables, optimizer.state)
         at = Progression.of(resume_from, run.last)
-        run.forget_after(at.step)
+        run.forget_after(at.step, is_evaluated=at.evaluated_step == at.step)
     with (
         Progress(at.step, settings.steps, settings.batch_size, settings.log_every, show_progress) as progress,
         stop_requests(progress.note) as requested,
@@ -170,7 +174,12 @@ def fit(
             at=at,
         )
         training.go_on()
-    return FitResult(training.at.step, training.scores, training.prove_stage(), training.is_out_of_patience())
+    return FitResult(
+        training.at.step,
+        training.scores,
+        training.prove_stage(),
+        stopped_early=training.at.step < settings.steps,
+    )
 
 
 @dataclass
@@ -183,7 +192,7 @@ class _Training:
     config: Config
     cache: FeatureCache | None
     run: RunLog | None
-    evaluate: Callable[[FreezePlan], CocoScores] | None
+    evaluate: Evaluate | None
     categories: list[dict[str, Any]]
     provenance: dict[str, Any]
     optimizer: GroupedOptimizer
@@ -196,36 +205,44 @@ class _Training:
         settings = self.config.train
         self._variables = self.model.variables_by_path
         self._rate = learning_rate_schedule(settings.learning_rate, settings.steps)
+        self._saved: Progression | None = None  # where the run stood when it was last saved
         self._step: Step | None = None
         self._batches: Iterator[Batch] = iter(())
         self._uncached: Iterator[Batch] | None = None  # goes on over stages; kept features have their own
 
     def go_on(self) -> None:
-        """Take steps up to the last one, or until patience ends.
+        """Take steps up to the last one, or until patience ends, and evaluate between them.
 
-        A run that patience ended, and that is resumed, stays where it ended.
+        A resumed run first makes the evaluation that it was cut off in.  One that patience ended stays where
+        it ended.
         """
         settings = self.config.train
-        while self.at.step < settings.steps and not self.is_out_of_patience():
+        if self.at.stage is None:
+            self._enter(0)
+        while not self._is_over():
+            if self.stop_requests:
+                raise self._interrupted()
+            if self._owes_evaluation():
+                is_trained = self.at.step > 0
+                if is_trained:
+                    self._save()  # first: an evaluation may take long, and the run be killed in it
+                self._score()
+                if is_trained:
+                    self._save()
+                continue
             stage = self.schedule.index_at(self.at.step)
             if stage != self.at.stage:
                 self._enter(stage)
             if self._step is None:
                 self._begin()
             self._take_step()
-            is_last = self.at.step == settings.steps
-            if self.evaluate is not None and (is_last or _is_due(settings.evaluate_every, self.at.step)):
-                self._score()
-            if (
-                is_last
-                or self.is_out_of_patience()
-                or self.stop_requests
-                or self.at.best_step == self.at.step
-                or _is_due(settings.checkpoint_every, self.at.step)
-            ):
+            if self.at.step == settings.steps or _is_due(settings.checkpoint_every, self.at.step):
                 self._save()
-            if self.stop_requests and not is_last:
-                raise self._interrupted()
+        if self.at.step < settings.steps:
+            self.progress.note(
+                f"stopped early at step {self.at.step}: {self.at.evaluations_since_best} evaluations without "
+                "a better AP"
+            )
 
     def prove_stage(self) -> FreezeProof:
         """Prove the present freeze stage; what is proved is written before a failure is raised."""
@@ -239,10 +256,30 @@ class _Training:
         proof.verify()
         return proof
 
-    def is_out_of_patience(self) -> bool:
-        """Whether `train.patience` has ended, or would have ended, the run."""
-        patience = self.config.train.patience
-        return patience is not None and self.at.evaluations_since_best >= patience
+    def _owes_evaluation(self) -> bool:
+        """Whether an evaluation is due at the step that is reached, and not made yet."""
+        settings, step = self.config.train, self.at.step
+        if self.evaluate is None or self.at.evaluated_step == step:
+            return False
+        if step == 0:
+            return settings.evaluate_at_start
+        return step == settings.steps or _is_due(settings.evaluate_every, step)
+
+    def _is_over(self) -> bool:
+        is_at_end = self.at.step == self.config.train.steps or self._is_out_of_patience()
+        return is_at_end and not self._owes_evaluation()
+
+    def _is_out_of_patience(self) -> bool:
+        """Whether `train.patience` has ended, or would have ended, the run.
+
+        Only in its last freeze stage: where an earlier one gets no further, the next one is what helps.
+        """
+        patience, last_stage = self.config.train.patience, len(self.schedule.stages) - 1
+        return (
+            patience is not None
+            and self.at.stage == last_stage
+            and self.at.evaluations_since_best >= patience
+        )
 
     def _plan(self) -> FreezePlan:
         assert self.at.stage is not None
@@ -260,7 +297,9 @@ class _Training:
             self.progress.note(
                 f"step {self.at.step}: freeze stage {stage + 1} of {len(self.schedule.stages)}"
             )
-        self.at = replace(self.at, stage=stage, frozen_digests=digests(self._frozen_in(stage)))
+        self.at = replace(
+            self.at, stage=stage, frozen_digests=digests(self._frozen_in(stage)), evaluations_since_best=0
+        )
         self._step = None
 
     def _begin(self) -> None:
@@ -270,15 +309,15 @@ class _Training:
         kept = None
         if self.cache is not None:
             try:
-                kept = self.cache.open(self.model, plan, self.progress.note, lambda: bool(self.stop_requests))
-            except CacheStopped:
-                self._save()
+                kept = self.cache.open(self.model, plan, self.progress.note, self._is_stopped)
+            except Stopped:
                 raise self._interrupted() from None
         if kept is not None:
             self._uncached, self._batches = None, iter(kept.batches(settings.batch_size, self.at.step))
         else:
             self._uncached = self._uncached or self._iterate_source()
             self._batches = self._uncached
+        self.progress.show("tracing the graph")
         self._step = make_step(
             self.model,
             {path: self._variables[path] for path in plan.trained},
@@ -322,17 +361,25 @@ class _Training:
 
     def _score(self) -> None:
         assert self.evaluate is not None
-        scores = self.evaluate(self._plan())
+        self.progress.show("evaluating")
+        try:
+            scores = self.evaluate(self._plan(), self._is_stopped)
+        except Stopped:
+            raise self._interrupted() from None
         self.scores[self.at.step] = scores
         self.at = self.at.scored(scores.AP)
-        self.progress.note(f"step {self.at.step}: AP {_shown(scores.AP)}, best {_shown(self.at.best_ap)}")
+        if self.at.step == 0:
+            self.progress.note(f"AP before training: {_shown(scores.AP)}")
+        else:
+            self.progress.note(f"step {self.at.step}: AP {_shown(scores.AP)}, best {_shown(self.at.best_ap)}")
         if self.run is not None:
             self.run.metrics(
                 self.at.step, {f"evaluation/{name}": value for name, value in scores.numbers().items()}
             )
 
     def _save(self) -> None:
-        if self.run is None:
+        """Save where the run stands, unless that is saved already."""
+        if self.run is None or self._saved == self.at:
             return
         info = CheckpointInfo(
             step=self.at.step,
@@ -343,16 +390,27 @@ class _Training:
             training=asdict(self.at),
         )
         path = self.run.checkpoint_path(self.at.step)
-        path = checkpoint.save(path, info, self._variables, self.optimizer.state)
+        has_values = self._saved is not None and self._saved.step == self.at.step
+        if not has_values:
+            checkpoint.save(path, info, self._variables, self.optimizer.state)
         if self.at.best_step == self.at.step:
             self.run.point("best", path)
+        if has_values:
+            # Last: a run that is killed before this makes the evaluation again.
+            checkpoint.replace_page(path, info)
         self.run.point("last", path)
         self.run.keep_newest(self.config.train.keep_checkpoints)
+        self._saved = self.at
+
+    def _is_stopped(self) -> bool:
+        return bool(self.stop_requests)
 
     def _interrupted(self) -> Interrupted:
-        return Interrupted(
-            f"stopped at step {self.at.step} of {self.config.train.steps}", self.stop_requests[0]
-        )
+        """Return what ends a run that was asked to stop, once it is saved."""
+        self._save()
+        place = f"stopped at step {self.at.step} of {self.config.train.steps}"
+        owed = ", before its evaluation" if self._owes_evaluation() else ""
+        return Interrupted(place + owed, self.stop_requests[0])
 
 
 def _is_due(every: int | None, step: int) -> bool:

@@ -119,7 +119,8 @@ class TrainConfig(Section):
     """Selectors: stages of the feature extractor or the tower that keep their input alone and run again when
     their gradient is due (gradient checkpointing).  Less memory, more time, the same result."""
     patience: int | None = Field(None, ge=1)
-    """Stop after this many evaluations without a better AP."""
+    """Stop after this many evaluations without a better AP; of a freeze schedule those of the last stage
+    count, since where an earlier one gets no further the next one is what helps."""
     log_every: int = Field(10, ge=1)
     """Steps between lines of the metrics."""
     # More exact, too: without it TensorFlow 2.20 sums the gradient of crop_and_resize in threads that

@@ -1,4 +1,6 @@
+import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import command_line
@@ -30,6 +32,22 @@ def test_what_is_saved_comes_back(tmp_path):
     without_optimizer = variables(0.0)
     checkpoint.restore(path, without_optimizer)
     np.testing.assert_array_equal(without_optimizer["rpn/conv/bias"], [2.0])
+
+
+def test_a_page_is_replaced_and_the_values_stay(tmp_path, monkeypatch):
+    path = checkpoint.save(tmp_path / "step-3", INFO, variables(2.0))
+    before = checkpoint.read_info(path)
+    checkpoint.replace_page(path, replace(INFO, training={"step": 3, "best_step": 3}))
+    info = checkpoint.restore(path, variables(0.0))
+    assert info == replace(before, training={"step": 3, "best_step": 3}) and info.digests
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(json, "dump", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.replace_page(path, INFO)
+    assert checkpoint.read_info(path) == info and not list(path.glob(".*"))
 
 
 def test_tensorflow_reads_it_by_path(tmp_path):

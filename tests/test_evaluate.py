@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 
 from detector.evaluate import Evaluator, category_ids, detect_all, evaluate
+from detector.stop_requests import Stopped
 from detector.suppression import Suppressed
 
 CATEGORIES = [{"id": 40, "name": "square"}, {"id": 7, "name": "circle"}, {"id": 9, "name": "star"}]
@@ -91,3 +92,21 @@ def test_the_evaluator_follows_the_weights(tiny_model, make_batch):
     model.box_classifier.predictor.class_scores.bias.assign([0.0, 5.0, 0.0, 0.0])
     evaluator()
     assert np.mean([row["score"] for row in evaluator.detections]) > np.mean([row["score"] for row in before])
+
+
+def test_an_evaluation_is_given_up_before_the_batch_that_it_is_told_to(tiny_model, monkeypatch):
+    model, asked = tiny_model(), []
+    truth = {"images": [], "categories": CATEGORIES, "annotations": []}
+
+    def batches():
+        yield batch([5])
+        yield batch([6])
+        raise AssertionError("a batch more than was asked for")
+
+    evaluator = Evaluator(model, batches(), truth)
+    detected = []
+    monkeypatch.setattr(evaluator, "_detect", lambda batch: detected.append(batch) or fake_detect(batch))
+    evaluator.detections = before = [{"image_id": 1}]
+    with pytest.raises(Stopped):
+        evaluator(is_stopped=lambda: asked.append(None) or len(asked) == 2)
+    assert len(detected) == 1 and evaluator.detections is before

@@ -1,3 +1,6 @@
+import os
+import sys
+
 import pytest
 
 from detector import progress
@@ -30,6 +33,19 @@ def test_what_is_noted_is_not_counted(clock):
         shown.advance(step, LOSS, 1.0)
     shown.note("evaluated")
     assert shown.rates() == {}
+
+
+@pytest.mark.parametrize("bar", [True, False])
+def test_steps_are_shown_on_though_nobody_reads(bar, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        with Progress(start=0, steps=2, batch_size=1, log_every=1, bar=bar) as shown:
+            shown.show("tracing the graph")
+            shown.note("a note")
+            shown.advance(1, LOSS, 0.0)
+            shown.advance(2, LOSS, 0.0)
 
 
 @pytest.mark.parametrize(("waited", "is_said"), [(0.05, False), (0.25, True)])

@@ -1,3 +1,6 @@
+import errno
+import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +21,29 @@ def test_one_process_at_a_time(tmp_path):
         with run_lock(tmp_path / "runs" / "two"):
             pass
     with run_lock(folder):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told_and_used(number, tmp_path, monkeypatch, capsys):
+    def refuse(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with run_lock(tmp_path / "run"):
+        pass
+    assert capsys.readouterr().err == (
+        f"warning: {tmp_path}/run cannot be locked ({os.strerror(number)}): see to it that no other process "
+        "trains in it\n"
+    )
+
+
+def test_other_errors_of_locking_are_errors(tmp_path, monkeypatch):
+    def fail(file, operation):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(OSError, match="Input/output error"), run_lock(tmp_path / "run"):
         pass
 
 

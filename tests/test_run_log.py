@@ -22,6 +22,18 @@ def test_metrics_come_back_and_a_half_written_line_is_dropped(tmp_path):
     assert [row["loss"] for row in run.read_metrics()] == [0.5, 0.2]
 
 
+@pytest.mark.parametrize(("is_evaluated", "kept"), [(True, [0, 1, 2, 2]), (False, [0, 1, 2])])
+def test_the_scores_of_a_step_that_is_to_be_evaluated_again_are_forgotten(is_evaluated, kept, tmp_path):
+    run = RunLog(tmp_path)
+    run.metrics(0, {"evaluation/AP": 0.1})
+    for step in (1, 2, 3):
+        run.metrics(step, {"loss": 0.5})
+        run.metrics(step, {"evaluation/AP": 0.1}) if step > 1 else None
+    run.forget_after(2, is_evaluated)
+    assert [row["step"] for row in run.read_metrics()] == kept
+    assert run.read_metrics()[2] == {"step": 2, "loss": 0.5}
+
+
 @pytest.mark.parametrize(
     ("line", "what"),
     [

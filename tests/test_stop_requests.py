@@ -50,16 +50,18 @@ def test_what_is_said_to_a_closed_terminal_is_lost_and_the_rest_is_done(tmp_path
     code = f"""
         import fcntl, signal, sys, termios, time
         sys.path.insert(0, {str(ROOT)!r})
+        from detector.lasting_output import lasting_output
         from detector.stop_requests import stop_requests
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # it is the terminal's, and hears when that is closed
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        with stop_requests(lambda text: print(text, flush=True)) as requested:
-            print("ready", flush=True)
-            deadline = time.monotonic() + 60
-            while not requested and time.monotonic() < deadline:
-                time.sleep(0.01)
-        print("on the way out", flush=True)
-        print("here, too", file=sys.stderr, flush=True)
+        with lasting_output():
+            with stop_requests(lambda text: print(text, flush=True)) as requested:
+                print("ready", flush=True)
+                deadline = time.monotonic() + 60
+                while not requested and time.monotonic() < deadline:
+                    time.sleep(0.01)
+            print("on the way out", flush=True)
+            print("here, too", file=sys.stderr, flush=True)
         open({str(tmp_path / "saved")!r}, "w").write(str(list(map(int, requested))))
         sys.exit(129)
     """
@@ -73,3 +75,15 @@ def test_what_is_said_to_a_closed_terminal_is_lost_and_the_rest_is_done(tmp_path
         os.close(ours)
     assert process.wait(60) == 129
     assert (tmp_path / "saved").read_text() == f"[{int(signal.SIGHUP)}]"
+
+
+@pytest.mark.parametrize(
+    "error", [BrokenPipeError(), OSError(5, "Input/output error"), RuntimeError("reentrant call")]
+)
+def test_a_signal_counts_whether_or_not_it_can_be_said(error):
+    def fails(text):
+        raise error
+
+    with stop_requests(fails) as requested:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert requested == [signal.SIGTERM]

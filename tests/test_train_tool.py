@@ -141,6 +141,28 @@ def short_run(config, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
+def test_a_run_that_chose_its_freeze_and_is_resumed_ends_with_the_same_bits(config, short_run, tmp_path):
+    """What `--freeze auto` measures in the process that begins leaves no trace in the steps it takes."""
+    command = [sys.executable, str(ROOT / "tools" / "train.py"), "--no-progress"]
+    start = [*command, "--config", str(config), "--freeze", "auto"]
+    for setting in (
+        f"train.restore.path={short_run}",
+        "train.steps=4",
+        "train.optimizer.kind=adamw",
+        "data.evaluate=null",
+    ):
+        start += ["--set", setting]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    done = subprocess.run([*start, "--run", str(whole)], check=True, capture_output=True, text=True)
+    assert re.search(r"suggested .*: --freeze (?!none)", done.stdout)
+    shutil.copytree(whole, resumed, symlinks=True)
+    back = resumed / "checkpoints" / "step-000002"
+    subprocess.run([*command, "--resume", str(back)], check=True, capture_output=True)
+    expected, values = values_of(whole), values_of(resumed)
+    assert [key for key in expected if expected[key].tobytes() != values[key].tobytes()] == []
+
+
 def test_a_run_goes_on_only_with_what_it_began_with(short_run, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     shutil.copytree(short_run, run, symlinks=True)
@@ -241,6 +263,44 @@ def test_the_exit_code_says_which_signal_stopped_the_run(config, tmp_path, capsy
 
 
 @pytest.mark.usefixtures("eagerly")
+def test_a_run_that_nobody_reads_goes_on_and_can_be_stopped(config, tmp_path, monkeypatch):
+    def batches(*arguments, **options):
+        for step, batch in enumerate(training_batches(*arguments, **options)):
+            if step == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    monkeypatch.setattr("data.pipeline.training_batches", batches)
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = tmp_path / "run"
+    start = ["--config", str(config), "--run", str(run), "--set", "data.evaluate=null", "--no-progress"]
+    with open(writer, "w") as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        monkeypatch.setattr(sys, "stderr", nobody)
+        assert train_tool.main(start) == 130
+    assert checkpoint.read_info(run / "checkpoints" / "last").step == 2
+
+
+def test_a_frozen_variable_that_moved_is_one_message(config, tmp_path, capsys, monkeypatch):
+    def make_step(model, *arguments, **options):
+        def step(*arguments):
+            model.rpn.conv.bias.assign_add(tf.ones_like(model.rpn.conv.bias))
+            return {"loss": tf.constant(0.5)}
+
+        return step
+
+    monkeypatch.setattr("detector.train.make_step", make_step)
+    run = tmp_path / "run"
+    start = ["--config", str(config), "--run", str(run), "--freeze", "rpn", "--allow-fresh", "--no-progress"]
+    assert train_tool.main([*start, "--set", "train.steps=1", "--set", "data.evaluate=null"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: 1 of 6 frozen variables moved by step 1: rpn/conv/bias; ")
+    assert error.count("\n") == 1
+    assert not json.loads((run / "freeze_proof.json").read_text())["holds"]
+
+
+@pytest.mark.usefixtures("eagerly")
 def test_a_run_goes_back_to_an_earlier_checkpoint_and_ends_with_the_same_bits(config, tmp_path, capsys):
     run = tmp_path / "run"
     options = ["--set", "train.steps=3", "--set", "train.checkpoint_every=1", "--set", "data.evaluate=null"]
@@ -310,14 +370,19 @@ def test_a_run_that_was_cut_off_before_its_first_checkpoint_starts_again(short_r
         (["--set", "data.class_names=[circle, star, square]"], "category 'triangle' is not in class_names"),
         (["--set", "train.restore.path=nowhere"], "nowhere"),
         (["--resume", "nowhere"], "nowhere is no run's folder"),
+        (
+            ["--run", "runs/feature_extractor[:Mixed_4c]"],
+            "does not find what lies at a path with [",
+        ),
     ],
 )
-def test_a_users_mistake_is_one_line(arguments, message, config, tmp_path, capsys):
+def test_a_users_mistake_is_one_line(arguments, message, config, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     start = [] if "--resume" in arguments else ["--config", str(config), "--run", str(tmp_path / "run")]
     assert train_tool.main([*start, *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and "Traceback" not in error
-    assert not (tmp_path / "run").exists()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("eagerly")

@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detector.lasting_output import lasting_output
+
 # TensorFlow's C++ banner is written when its library is loaded: these must be set before.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -47,8 +49,9 @@ class StopSignal(KeyboardInterrupt):
         self.number = number
 
 
+@lasting_output()
 def run(main: Callable[[], int]) -> int:
-    """Call a command and turn its errors into one message.
+    """Call a command and turn its errors into one message; it goes on if nobody reads what it prints.
 
     Exit code 2 is for what the user asked for, 1 for a run that failed, 128 and its number for a signal.
     """
@@ -60,8 +63,6 @@ def run(main: Callable[[], int]) -> int:
     settle_process()
     try:
         return main()
-    except BrokenPipeError:
-        return 0
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _sweep(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from detector.plain_path import require_plain
     from detector.sweep_config import parse_variant, with_reference
     from detector.sweep_runs import run_state
 
@@ -93,7 +94,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     if len(variants) == 1:
         raise ValueError("a sweep needs a freeze to try: --variant name=selectors, or a list in --config")
     name = (arguments.config or arguments.pipeline_config or command_line.DEFAULT_CONFIG).stem
-    output = arguments.output or Path("runs") / f"sweep-{name.removeprefix('sweep_')}"
+    output = require_plain(arguments.output or Path("runs") / f"sweep-{name.removeprefix('sweep_')}")
     # Seeds outside: if time runs out, all variants have been trained with the first ones.
     runs = [_run(arguments, sweep, variant, seed, output) for seed in seeds for variant in variants]
     states = [run_state(run.folder, run.config) for run in runs]

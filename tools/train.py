@@ -88,6 +88,7 @@ def _train(
             "--cache-limit goes with --set train.cache=features, which keeps features; none are kept"
         )
     data = _read_data(config, console)
+    augment = command_line.build_augmentation(config)
     if arguments.resume:
         start = _go_on(RunLog(folder), earlier, config, data, console)
     else:
@@ -109,13 +110,7 @@ def _train(
             cache_batch_size=config.evaluate.batch_size,
             note=lambda text: console.print(text, markup=False, soft_wrap=True),
         )
-    augment = command_line.build_augmentation(config)
     with plain_errors(), naming_earlier_ones(run, run.last):
-        before = None
-        if evaluator is not None and config.train.evaluate_at_start and start.resume_from is None:
-            before = evaluator(schedule.stages[0].plan)
-            run.metrics(0, {f"evaluation/{name}": value for name, value in before.numbers().items()})
-            console.print(f"AP before training: {_shown(before.AP)}")
         try:
             result = fit(
                 model,
@@ -148,7 +143,7 @@ def _train(
         run.write_json("detections.json", evaluator.detections)
         run.write_json("evaluation.json", after.to_dict())
         console.print(score_table(after, title=f"{data.evaluate.name}, step {result.step}"))
-        if before is not None:
+        if (before := result.scores.get(0)) is not None:
             console.print(f"AP {_shown(before.AP)} before, {_shown(after.AP)} after")
     console.print(result.proof.summary(), markup=False, soft_wrap=True)
     console.print(f"next: python tools/export.py {run.folder}", markup=False, soft_wrap=True)
@@ -203,10 +198,13 @@ def _begin(
     from diagnose import resolve_auto
 
     from detector.experiment import prepare
+    from detector.plain_path import require_plain
     from detector.run_lock import run_lock
     from detector.run_log import RunLog, environment
     from detector.train import check_settings
 
+    if arguments.run is not None:
+        require_plain(arguments.run)
     # The run keeps the configuration as given, `--freeze auto` included; the plan says what came of it.
     resolved = resolve_auto(config, data.train, console)
     experiment = prepare(resolved, data.train.class_names, images=len(data.train))

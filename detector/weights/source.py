@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from detector import checkpoint
+from detector.plain_path import require_plain
 from detector.run_log import find_checkpoint, is_run
 
 # What TensorFlow's checkpoint reader raises for damaged files; IndexError for those that are too short.
@@ -46,7 +47,8 @@ def open_source(path: str | Path) -> Source:
     A TensorFlow checkpoint is given as its prefix (`model.ckpt`), as one of its files (`model.ckpt.index`),
     or as the folder that holds it.
 
-    Raises FileNotFoundError if nothing is there, WeightsError if it cannot be read.
+    Raises FileNotFoundError if nothing is there, WeightsError if it cannot be read, ValueError if TensorFlow
+    cannot read from there (see `detector.plain_path`).
     """
     path = Path(path)
     if checkpoint.is_checkpoint(path) or is_run(path):
@@ -68,7 +70,7 @@ def _open_native(path: Path) -> Source:
 
 
 def _open_tensorflow(path: Path) -> Source:
-    prefix = _prefix(path)
+    prefix = _prefix(require_plain(path))
     damaged = f"{prefix} is damaged or incomplete; get it again, with all its files"
     try:
         reader = tf.train.load_checkpoint(prefix)
