@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from detector.protobuf_text import Message, Word
 
 
@@ -80,8 +82,8 @@ class Fields:
         return value
 
     def number(self, name: str, default: float) -> float:
-        """Take a number."""
-        return float(self._single(name, default, "a number", lambda value: type(value) in (int, float)))
+        """Take a number, to float32, which all of the API's are."""
+        return _float32(self._single(name, default, "a number", _is_number))
 
     def text(self, name: str, default: str = "") -> str:
         """Take a quoted string."""
@@ -103,8 +105,8 @@ class Fields:
         )
 
     def numbers(self, name: str) -> list[float]:
-        """Take a repeated number."""
-        return [float(value) for value in self._take(name, "a number", _is_number)]
+        """Take a repeated number, as `number` does."""
+        return [_float32(value) for value in self._take(name, "a number", _is_number)]
 
     def texts(self, name: str) -> list[str]:
         """Take a repeated quoted string."""
@@ -192,6 +194,15 @@ class Fields:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
+
+
+def _float32(value: int | float) -> float:
+    """Return the shortest number that is `value` in float32.
+
+    Published files were written from float32: their 0.00999999977648 is 0.01.
+    """
+    with np.errstate(over="ignore"):  # infinity is refused later, with its key
+        return float(str(np.float32(value)))
 
 
 def _first(values: list[Any]) -> Any:

@@ -249,6 +249,26 @@ def test_resnets(api_type, expected):
     assert model["feature_extractor"] == expected | batch_norm
 
 
+def test_numbers_are_float32_as_files_that_were_written_from_protos_have_them():
+    """The zoo's files say 0.00999999977648 for 0.01, and those of TF2 0.009999999776482582."""
+    text = edited(
+        ("stddev: 0.01", "stddev: 0.00999999977648"),
+        ("num_classes: 3", "num_classes: 3 first_stage_nms_iou_threshold: 0.699999988079"),
+        ("dropout_keep_probability: 0.7", "dropout_keep_probability: 0.699999988079071"),
+        ("scales: [.5, 1, 2]", "scales: [0.10000000149011612, 1, 1e9]"),
+        ("iou_threshold: 0.5", "iou_threshold: 0.123456789"),
+    )
+    model = values_of(text)["model"]
+    assert model["rpn"]["nms_iou_threshold"] == 0.7
+    assert model["box_classifier"]["dropout_rate"] == 0.3
+    assert model["box_classifier"]["nms_iou_threshold"] == 0.12345679
+    assert model["anchors"]["scales"] == [0.1, 1.0, 1e9]
+    rates = learning_rate("constant_learning_rate { learning_rate: 1.99999994948e-05 }")
+    assert rates(0) == 2e-5
+    with pytest.raises(config.ConfigError, match=r"nms_iou_threshold: .*finite number, got inf"):
+        values_of(edited(("iou_threshold: 0.5", "iou_threshold: 1e99")))
+
+
 def test_defaults_that_the_other_tests_set():
     model = values_of(
         edited(
