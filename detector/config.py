@@ -45,6 +45,11 @@ class TfrecordSource(Section):
     path: tuple[str, ...]
     label_map: Path | None = None
 
+    @field_validator("path", mode="before")
+    @classmethod
+    def _one_is_a_list_too(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
 
 class ShapesSource(Section):
     """The embedded data set, made under `root` on first use."""
@@ -118,7 +123,15 @@ class LearningRateConfig(Section):
         if list(self.boundaries) != sorted(set(self.boundaries)):
             raise ValueError(f"boundaries must rise: {list(self.boundaries)}")
         if bool(self.boundaries) != (self.schedule == "step"):
-            raise ValueError("boundaries and values go with schedule: step, and with it alone")
+            raise ValueError(
+                "boundaries and values go with schedule: step, and with it alone; another has [] for both"
+            )
+        # As `cosine_decay_with_warmup`; `manual_stepping` may begin higher.
+        if self.warmup_steps and self.schedule != "step" and self.warmup_start > self.base:
+            raise ValueError(
+                f"warmup_start {self.warmup_start:g} is above base {self.base:g}, which the warmup rises to; "
+                "lower it"
+            )
         return self
 
 

@@ -300,6 +300,8 @@ _SCHEDULES = {
 
 def _steps(base: float, schedule: Sequence[tuple[int, float]]) -> dict[str, Any]:
     """Return a schedule of (step, rate from it on) after `base`."""
+    if schedule and schedule[0][0] == 0:  # so that `base` is a rate that the run has
+        (_, base), *schedule = schedule
     if not schedule:
         return {"schedule": "constant", "base": base}
     return {

@@ -629,8 +629,11 @@ def test_manual_step_learning_rate():
     rate = learning_rate(f"manual_step_learning_rate {{ initial_learning_rate: .1 {steps} warmup: true }}")
     assert [rate(0), rate(5), rate(10), rate(20)] == pytest.approx([0.1, 0.15, 0.2, 0.03])
     # Configurations of 2017 begin with step 0, which is also what an absent step is.
-    rate = learning_rate("manual_step_learning_rate { schedule { learning_rate: .3 } schedule { step: 7 } }")
+    from_zero = "manual_step_learning_rate { schedule { learning_rate: .3 } schedule { step: 7 } }"
+    rate = learning_rate(from_zero)
     assert [rate(0), rate(6), rate(7)] == [0.3, 0.3, 0.002]
+    # Their first rate is the base, so that setting another one is not in vain.
+    assert values_of(edited((CONSTANT, from_zero)))["train"]["learning_rate"]["base"] == 0.3
     rate = learning_rate("manual_step_learning_rate { schedule { step: 7 learning_rate: .4 } }")
     assert [rate(6), rate(7)] == [0.002, 0.4]
 

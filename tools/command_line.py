@@ -312,6 +312,7 @@ def print_schedule(
     """Print the plan that training starts with, what changes when, and what the machine says of bfloat16."""
     from detector.freeze_schedule import idle_lr_factors
     from detector.hardware import of_this_machine
+    from detector.schedule import other_end
 
     print_plan(console, config, model, schedule.stages[0].plan)
     for index in range(1, len(schedule.stages)):
@@ -322,5 +323,7 @@ def print_schedule(
             markup=False,
             soft_wrap=True,
         )
+    if told := other_end(config.train.learning_rate, config.train.steps):
+        console.print(f"learning rate: {told}", markup=False, soft_wrap=True)
     if advice := of_this_machine().advice(config.model.precision):
         console.print(advice, markup=False, soft_wrap=True)
