@@ -49,6 +49,11 @@ def test_a_class_that_the_model_does_not_know_is_an_error():
         ValueError, match="does not know the data set's classes 'star'; it knows 'circle', 'square'"
     ):
         category_ids(("circle", "square"), CATEGORIES)
+    with pytest.raises(
+        ValueError,
+        match=r"'star'; its own are called 1 … 90: name them with tools/import_weights.py --label-map",
+    ):
+        category_ids([str(number) for number in range(1, 91)], CATEGORIES)
 
 
 def test_no_detections_at_all_score_zero(tiny_model, make_batch, tiny_config, monkeypatch):

@@ -52,10 +52,15 @@ def zoo(tiny_config, tiny_model, tmp_path, monkeypatch):
     return model
 
 
-def test_a_detector_of_another_project_becomes_a_checkpoint(zoo):
+def test_a_detector_of_another_project_becomes_a_checkpoint(zoo, capsys):
     path = foreign_checkpoint.as_own(Path("zoo/model.ckpt"), options(config=Path("tiny.yaml")))
     assert path == Path("build/imported/zoo")
     assert checkpoint.read_info(path).class_names == ["1", "2", "3"]
+    assert capsys.readouterr().out == (
+        "zoo/model.ckpt: Object Detection API, TF1 detector, imported as build/imported/zoo\n"
+        "classes are called 1 … 3, as the file does not name them: name them with tools/import_weights.py "
+        "--label-map FILE\n"
+    )
     assert foreign_checkpoint.as_own(path, options()) == path  # one of our own stays what it is
 
 

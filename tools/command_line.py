@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from detector.faster_rcnn import FasterRCNN
     from detector.freeze import FreezePlan
     from detector.freeze_schedule import FreezeSchedule
+    from detector.weights.importing import ImportReport
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "shapes.yaml"
 
@@ -294,6 +295,14 @@ def print_dataset(console: "Console", dataset: "DetectionDataset") -> None:
     """Print how many images a data set has, and what its labels had wrong."""
     lines = [f"{dataset.name}: {len(dataset)} images", *dataset.report.lines()]
     console.print("\n  ".join(lines), markup=False, soft_wrap=True)
+
+
+def print_import(console: "Console", imported: "ImportReport | None") -> None:
+    """Print what the weights were recognised as, and what they leave fresh and why."""
+    from detector.weights.account import summary
+
+    for line in summary(imported) if imported is not None else ():
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def print_plan(console: "Console", config: "Config", model: "FasterRCNN", plan: "FreezePlan") -> None:

@@ -92,10 +92,10 @@ def _diagnose(arguments: argparse.Namespace) -> int:
         config.model.num_classes,
     )
     console = Console(highlight=False)
-    console.print(f"model: {path}", markup=False)
     command_line.print_dataset(console, dataset)
     model = build_model(config.model, dataset.class_names, seed=config.train.seed)
     imported = import_weights(model, path, kind=kind)
+    command_line.print_import(console, imported)
     with plain_errors():
         diagnosis = diagnose(
             model,

@@ -47,7 +47,29 @@ def as_own(model: Path, arguments: argparse.Namespace) -> Path:
             f"{model} does not hold the whole detector: {len(report.fresh)} fresh, {path}: {why}"
         )
     print(f"{model}: {report.format}, imported as {output}")
+    note_numbers(output, "tools/import_weights.py --label-map FILE")
     return output
+
+
+def refuse_config_options(model: Path, arguments: argparse.Namespace) -> None:
+    """Raise ValueError for options about a configuration, which a model of this package has itself."""
+    if arguments.config or arguments.pipeline_config or arguments.set:
+        raise ValueError(
+            f"{model} has its own configuration: leave --config, --pipeline-config and --set out"
+        )
+
+
+def note_numbers(output: Path, remedy: str) -> None:
+    """Print that the classes of an imported checkpoint are called by their numbers, if they are.
+
+    `remedy` is what names them.
+    """
+    from detector.checkpoint import read_info
+    from detector.label_map import are_numbered
+
+    names = read_info(output).class_names
+    if are_numbered(names):
+        print(f"classes are called 1 … {len(names)}, as the file does not name them: name them with {remedy}")
 
 
 def convert(
@@ -146,10 +168,6 @@ def _label_map(config: "Config") -> Path | None:
         if source is not None and source.format == "tfrecord" and source.label_map is not None:
             if source.label_map.is_file():
                 return source.label_map
-            print(
-                f"no label map {source.label_map}, which the configuration names: classes are numbered; "
-                "--label-map names a file, --class-names the classes",
-                file=sys.stderr,
-            )
+            print(f"no label map {source.label_map}, which the configuration names", file=sys.stderr)
             return None
     return None

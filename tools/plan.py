@@ -83,6 +83,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         config = resolve_auto(config, dataset, console)
     command_line.build_augmentation(config)
     experiment = prepare(config, class_names, images)
+    command_line.print_import(console, experiment.imported)
     check_settings(config, experiment.schedule, is_evaluated=config.data.evaluate is not None)
     command_line.print_schedule(console, config, experiment.model, experiment.schedule)
     return 0

@@ -209,6 +209,7 @@ def _begin(
     # The run keeps the configuration as given, `--freeze auto` included; the plan says what came of it.
     resolved = resolve_auto(config, data.train, console)
     experiment = prepare(resolved, data.train.class_names, images=len(data.train))
+    command_line.print_import(console, experiment.imported)
     check_settings(config, experiment.schedule, is_evaluated=data.evaluate is not None)
     folder = _new_folder(arguments.run, arguments.config or arguments.pipeline_config)
     locks.enter_context(run_lock(folder))
