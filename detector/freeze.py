@@ -20,6 +20,8 @@ from detector.batch_norm import BatchNorm
 from detector.component import named_variables, own_variables, walk_layers
 from detector.selectors import FreezeError, VariableRow, largest_prefixes, select_each, under
 
+RESTORE = "restore a checkpoint that has them"
+
 
 def rows_of(
     components: Mapping[str, tf_keras.layers.Layer],
@@ -246,6 +248,7 @@ def resolve(
     unfreeze: str | Sequence[str] = (),
     allow_fresh: bool = False,
     batch_norm: str = "fixed",
+    remedy: str = RESTORE,
 ) -> FreezePlan:
     """Resolve selectors against the rows of a model.
 
@@ -255,7 +258,8 @@ def resolve(
     are its scale and offset both frozen.
 
     Raises `FreezeError` for a selector that matches nothing or cannot be read, if nothing is left to train,
-    and, unless `allow_fresh`, if a variable would keep a value that an initializer gave it.
+    and, unless `allow_fresh`, if a variable would keep a value that an initializer gave it; `remedy` is what
+    that error says to do so that it gets another one.
     """
     rows = tuple(rows)
     if batch_norm not in ("fixed", "update"):
@@ -290,7 +294,7 @@ def resolve(
         given = _command(freezing, training)
         raise FreezeError(f"{given} leaves nothing to train: all {len(rows)} variables would be frozen")
     if not allow_fresh:
-        _refuse_fresh(rows, selected, freezing, training)
+        _refuse_fresh(rows, selected, freezing, training, remedy)
         _refuse_fresh_statistics(plan)
     return plan
 
@@ -319,6 +323,7 @@ def _refuse_fresh(
     selected: Collection[str],
     freezing: Mapping[str, set[str]],
     training: Mapping[str, set[str]],
+    remedy: str,
 ) -> None:
     fresh = {row.path for row in rows if not row.restored and row.path in selected}
     if not fresh:
@@ -329,7 +334,7 @@ def _refuse_fresh(
     outside = fresh - set().union(*training.values()) if training else set()
     wider = [*training, *largest_prefixes(rows, outside)]
     names = _listed([row.path for row in rows if row.path in fresh])
-    advice = "restore a checkpoint that has them, or set allow_fresh to freeze them as they are"
+    advice = f"{remedy}, or set allow_fresh to freeze them as they are"
     if 0 < len(clean) + len(wider) <= 8:
         advice = f"use {_command(dict.fromkeys(clean), dict.fromkeys(wider))}, {advice}"
     elif clean:
@@ -348,7 +353,7 @@ def _refuse_fresh_statistics(plan: FreezePlan) -> None:
         raise FreezeError(
             f"batch_norm 'fixed' would keep {len(fresh)} fresh moving averages at their initial values, and "
             f"so normalise nothing: {_listed(fresh)}; set batch_norm to 'update' to train from scratch, "
-            "restore a checkpoint that has them, or set allow_fresh"
+            f"{RESTORE}, or set allow_fresh"
         )
 
 

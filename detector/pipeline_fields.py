@@ -18,13 +18,15 @@ from detector.protobuf_text import Message, Word
 class Note:
     """A setting that is not honoured as it stands, or not at all.
 
-    `field` is its path in the file, `value` what it says there, `consequence` what happens instead.
+    `field` is its path in the file, `value` what it says there, `consequence` what happens instead.  `key` is
+    the configuration's that the field sets, where the note holds only while nothing else sets it.
     """
 
     field: str
     value: str
     consequence: str
     changes_results: bool
+    key: str | None = None
 
     def __str__(self) -> str:
         return f"{self.field}: {self.value} ({self.consequence})"
@@ -66,9 +68,11 @@ class Fields:
         """Return whether the message has the field (taken or not: ask before taking)."""
         return name in self._message
 
-    def note(self, name: str, value: Any, consequence: str, changes_results: bool) -> None:
-        """Note what happens about the field `name`."""
-        self._account.notes.append(Note(self.path_of(name), _shown(value), consequence, changes_results))
+    def note(
+        self, name: str, value: Any, consequence: str, changes_results: bool, key: str | None = None
+    ) -> None:
+        """Note what happens about the field `name`; `key` is that of `Note`."""
+        self._account.notes.append(Note(self.path_of(name), _shown(value), consequence, changes_results, key))
 
     def integer(self, name: str, default: int) -> int:
         """Take a whole number."""

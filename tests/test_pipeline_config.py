@@ -9,6 +9,7 @@ from detector.pipeline_config import (
     PipelineConfigError,
     format_notes,
     parse_pipeline_config,
+    placeholders,
     read_pipeline_config,
 )
 from detector.schedule import learning_rate_schedule
@@ -523,12 +524,15 @@ def test_without_training_what_concerns_only_training_is_a_note(tmp_path):
         edited(
             ("random_horizontal_flip {}", "ssd_random_crop {}"),
             ('label_map_path: "cells.pbtxt"', "num_epochs: 1"),
+            ("batch_size: 2", "freeze_variables: 'Mixed_3.*'"),
+            ("eval_config {}", "eval_config { num_examples: 10 }"),
         )
     )
-    fields = {note.field for note in read_pipeline_config(path, training=False).notes if note.changes_results}
+    fields = {note.field for note in read_pipeline_config(path, training=False).notes}
     assert fields == {
         "train_config.data_augmentation_options.ssd_random_crop",
         "train_input_reader.num_epochs",
+        "eval_config.num_examples",
     }
 
 
@@ -715,6 +719,15 @@ def test_restore(fields, expected):
     assert values_of(text)["train"]["restore"] == {"path": "zoo/model.ckpt", "type": expected}
     without = edited(("batch_size: 2", fields))
     assert "restore" not in values_of(without)["train"]
+    # What it leaves fresh, and what does not, is noted at the field that says so.
+    notes = parse_pipeline_config(text).notes
+    assert [note.key for note in notes] == (["train.restore.type"] if expected == "detection" else [])
+    for note in notes:
+        field, _, value = fields.replace("'", "").partition(": ")
+        assert (note.field, note.value) == (f"train_config.{field}", value)
+        assert note.consequence.startswith("RPN and predictor start fresh, as in the API; ")
+        assert "--set train.restore.type=full restores them" in note.consequence
+    assert parse_pipeline_config(without).notes == ()
 
 
 def test_freezing():
@@ -733,6 +746,20 @@ def test_freezing():
     assert "freeze_variables" in notes["train_config.freeze_vars"]
     assert "model_main_tf2.py" in notes["train_config.freeze_variables"]
     assert "model_main_tf2.py" in notes["train_config.update_trainable_variables"]
+    assert {note.key: note.field for note in parse_pipeline_config(text).notes if note.key} == {
+        "freeze.freeze": "train_config.freeze_variables",
+        "freeze.train_only": "train_config.update_trainable_variables",
+    }
+
+
+def test_paths_that_a_published_file_leaves_open():
+    text = edited(('["a.record", "b.record"]', '["a.record", "PATH_TO_BE_CONFIGURED/b.record"]'))
+    text = text.replace("cells.pbtxt", "PATH_TO_BE_CONFIGURED/label_map.txt")
+    assert list(placeholders(parse_pipeline_config(text).values)) == [
+        "data.train.label_map",
+        "data.evaluate.path",
+    ]
+    assert list(placeholders(parse_pipeline_config(FULL).values)) == []
 
 
 def test_one_of_several_options_is_named_by_its_number():

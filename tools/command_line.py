@@ -9,10 +9,12 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import published_config
 
 # TensorFlow's C++ banner is written when its library is loaded: these must be set before.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -181,25 +183,37 @@ def check_choice(choice: str | None, *models: Path) -> None:
     )
 
 
-def load_config(arguments: argparse.Namespace, training: bool = True) -> "Config":
+def load_config(
+    arguments: argparse.Namespace, training: bool = True, base: Mapping[str, Any] | None = None
+) -> "Config":
     """Read the configuration that the options name, and lay the other options over it.
 
-    `training` false lets a pipeline.config pass whose training settings cannot be honoured.
+    Args:
+        arguments: of `add_config_options`, and of `add_freeze_options` where the command has them.
+        training: false lets a pipeline.config pass whose training settings cannot be honoured.
+        base: the values to start from where the options name no file; None for those of the quick start.
     """
     from detector import config
-    from detector.selectors import split_selectors
 
-    overrides = list(arguments.set)
+    loaded = None
     if getattr(arguments, "pipeline_config", None):
-        from detector.pipeline_config import format_notes, read_pipeline_config
+        from detector.pipeline_config import read_pipeline_config
 
         loaded = read_pipeline_config(arguments.pipeline_config, training)
-        if loaded.notes:
-            print(f"{arguments.pipeline_config}: not taken over as it stands:", file=sys.stderr)
-            print(format_notes(loaded.notes), file=sys.stderr)
-        settings = config.override(loaded.values, overrides, origin=str(arguments.pipeline_config))
+        settings = config.override(loaded.values, arguments.set, origin=str(arguments.pipeline_config))
+    elif arguments.config is None and base is not None:
+        settings = config.override(base, arguments.set, "configuration")
     else:
-        settings = config.load(arguments.config or DEFAULT_CONFIG, overrides)
+        settings = config.load(arguments.config or DEFAULT_CONFIG, arguments.set)
+    settings = _with_freeze_options(settings, arguments)
+    if loaded is not None:
+        published_config.print_notes(loaded, settings, arguments)
+    return settings
+
+
+def _with_freeze_options(settings: "Config", arguments: argparse.Namespace) -> "Config":
+    """Lay the options of `add_freeze_options` over a configuration."""
+    from detector.selectors import split_selectors
 
     freeze = settings.freeze
     changes: dict[str, object] = {}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import command_line
+import published_config
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -93,6 +94,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     )
     console = Console(highlight=False)
     command_line.print_dataset(console, dataset)
+    published_config.print_spare_classes(console, config)
     model = build_model(config.model, dataset.class_names, seed=config.train.seed)
     imported = import_weights(model, path, kind=kind)
     command_line.print_import(console, imported)
