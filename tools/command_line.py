@@ -97,10 +97,10 @@ def settle_process() -> None:
         tf.config.optimizer.set_experimental_options(dict.fromkeys(_REWRITES_THAT_DO_NOT_PAY, False))
 
 
-def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--config`, `--pipeline-config` and `--set`."""
+def add_config_options(parser: argparse.ArgumentParser, default: str = "configs/shapes.yaml") -> None:
+    """Add `--config`, `--pipeline-config` and `--set`; `default` says what holds without the first two."""
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--config", type=Path, metavar="FILE", help="YAML (default: configs/shapes.yaml)")
+    source.add_argument("--config", type=Path, metavar="FILE", help=f"YAML (default: {default})")
     source.add_argument(
         "--pipeline-config", type=Path, metavar="FILE", help="an Object Detection API pipeline.config"
     )
@@ -167,9 +167,10 @@ def check_choice(choice: str | None, *models: Path) -> None:
     """
     from detector.loading import run_of
     from detector.run_log import is_run
+    from detector.weights.source import exists
 
     def may_be_run(model: Path) -> bool:
-        return is_run(model) or not (model.exists() or model.with_name(f"{model.name}.index").exists())
+        return is_run(model) or not exists(model)
 
     if choice is None or any(map(may_be_run, models)):
         return
@@ -300,7 +301,8 @@ def require_source(source: "Source | None", key: str) -> "Source":
     """Return `source`, or say which key of the configuration is missing."""
     if source is None:
         raise ValueError(
-            f"the configuration names no data: set {key} (format: coco, voc, tfrecord or shapes)"
+            f"the configuration names no data: set {key}, like --set '{key}={{format: coco, annotations: "
+            "FILE, images: FOLDER}' (or voc, tfrecord, shapes), or name a configuration that has it"
         )
     return source
 

@@ -25,6 +25,7 @@ def as_own(model: Path, arguments: argparse.Namespace) -> Path:
     from detector.checkpoint import is_checkpoint
     from detector.export import is_saved_model
     from detector.run_log import is_run
+    from detector.weights.source import exists
 
     holds_weights = model.is_file() or any(model.glob("*.index"))
     if (
@@ -34,7 +35,7 @@ def as_own(model: Path, arguments: argparse.Namespace) -> Path:
         or (model.is_dir() and not holds_weights)
     ):
         return model  # what is wrong with a folder of something else is said where it is read
-    if not model.exists() and not model.with_name(f"{model.name}.index").exists():
+    if not exists(model):
         raise FileNotFoundError(
             f"there is nothing at {model}; expected a SavedModel, a checkpoint, a run's folder, or "
             "the weights of another project"

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", type=Path, metavar="SOURCE", help="the weights")
-    command_line.add_config_options(parser)
+    command_line.add_config_options(parser, "what SOURCE tells of its model")
     parser.add_argument(
         "--type",
         choices=("classification", "detection", "full"),
