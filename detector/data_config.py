@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from detector.config_section import Section
 
@@ -36,6 +36,11 @@ class TfrecordSource(Section):
     """Files, globs, or shards like train.record-?????-of-00010."""
     label_map: Path | None = None
     """A .pbtxt of names and ids; without one, the records' class texts name the classes."""
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _one_is_a_list_too(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
 
 class ShapesSource(Section):

@@ -10,6 +10,7 @@ from detector.coco_metrics import CocoScores, map_to_original, score, to_coco_re
 from detector.faster_rcnn import FasterRCNN
 from detector.feature_cache import CachedFeatures, FeatureCache
 from detector.freeze import FreezePlan
+from detector.label_map import are_numbered
 from detector.stop_requests import Stopped
 from detector.suppression import Suppressed
 
@@ -131,9 +132,14 @@ def category_ids(class_names: Sequence[str], ground_truth: Mapping[str, Any]) ->
         name for name, category_id in ids.items() if name not in class_names and category_id in labelled
     ]
     if unknown:
+        known = f"it knows {', '.join(map(repr, class_names))}"
+        if are_numbered(class_names):
+            known = (
+                f"its own are called 1 … {len(class_names)}: name them with tools/import_weights.py "
+                "--label-map FILE"
+            )
         raise ValueError(
-            f"the model does not know the data set's classes {', '.join(map(repr, unknown))}; "
-            f"it knows {', '.join(map(repr, class_names))}"
+            f"the model does not know the data set's classes {', '.join(map(repr, unknown))}; {known}"
         )
     return [ids.get(name) for name in class_names]
 

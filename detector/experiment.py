@@ -7,13 +7,19 @@ from typing import Any
 from detector.builder import build_model
 from detector.config import Config
 from detector.faster_rcnn import FasterRCNN
-from detector.freeze import FreezePlan, rows_of
+from detector.freeze import RESTORE, FreezePlan, rows_of
 from detector.freeze_presets import gradual, layers_preset, linear_probe
 from detector.freeze_schedule import FreezeSchedule, resolve_schedule
 from detector.provenance import provenance_of
 from detector.selectors import VariableRow
 from detector.weights.importing import ImportReport, import_weights
 from detector.weights.object_detection_api import api_names
+
+# Instead of RESTORE, where the file has them and the type leaves them there.
+_RESTORE_ALL = (
+    "set train.restore.type=full, which restores the RPN, and a predictor of as many classes (detection "
+    "restores neither)"
+)
 
 
 @dataclass(frozen=True)
@@ -81,4 +87,5 @@ def schedule_of(
         steps=config.train.steps,
         # Batches reach over an epoch's end, so an epoch need not have a whole number of steps.
         steps_per_epoch=images / config.train.batch_size if images else None,
+        remedy=_RESTORE_ALL if config.train.restore.type == "detection" else RESTORE,
     )

@@ -21,6 +21,8 @@ from detector.component import named_variables, own_variables, walk_layers
 from detector.feature_extractors.convolution import Conv
 from detector.selectors import FreezeError, VariableRow, largest_prefixes, select_each, under
 
+RESTORE = "restore a checkpoint that has them"
+
 
 def rows_of(
     components: Mapping[str, tf_keras.layers.Layer],
@@ -252,6 +254,7 @@ def resolve(
     unfreeze: str | Sequence[str] = (),
     allow_fresh: bool = False,
     batch_norm: str = "fixed",
+    remedy: str = RESTORE,
 ) -> FreezePlan:
     """Resolve selectors against the rows of a model.
 
@@ -261,7 +264,8 @@ def resolve(
     are its scale and offset both frozen.
 
     Raises `FreezeError` for a selector that matches nothing or cannot be read, if nothing is left to train,
-    and, unless `allow_fresh`, if a variable would keep a value that an initializer gave it.
+    and, unless `allow_fresh`, if a variable would keep a value that an initializer gave it; `remedy` is what
+    that error says to do so that it gets another one.
     """
     rows = tuple(rows)
     if batch_norm not in ("fixed", "update"):
@@ -296,7 +300,7 @@ def resolve(
         given = _command(freezing, training)
         raise FreezeError(f"{given} leaves nothing to train: all {len(rows)} variables would be frozen")
     if not allow_fresh:
-        _refuse_fresh(rows, selected, freezing, training)
+        _refuse_fresh(rows, selected, freezing, training, remedy)
         _refuse_fresh_statistics(plan)
     return plan
 
@@ -325,6 +329,7 @@ def _refuse_fresh(
     selected: Collection[str],
     freezing: Mapping[str, set[str]],
     training: Mapping[str, set[str]],
+    remedy: str,
 ) -> None:
     fresh = {row.path for row in rows if not row.restored and row.path in selected}
     if not fresh:
@@ -335,9 +340,7 @@ def _refuse_fresh(
     outside = fresh - set().union(*training.values()) if training else set()
     wider = [*training, *largest_prefixes(rows, outside)]
     names = _listed([row.path for row in rows if row.path in fresh])
-    advice = (
-        "restore a checkpoint that has them, or set freeze.allow_fresh (--allow-fresh) to freeze them anyway"
-    )
+    advice = f"{remedy}, or set freeze.allow_fresh (--allow-fresh) to freeze them anyway"
     if 0 < len(clean) + len(wider) <= 8:
         advice = f"use {_command(dict.fromkeys(clean), dict.fromkeys(wider))}, {advice}"
     elif clean:
@@ -356,8 +359,8 @@ def _refuse_fresh_statistics(plan: FreezePlan) -> None:
         raise FreezeError(
             f"batch_norm 'fixed' would keep {len(fresh)} fresh moving averages at their initial values, and "
             f"so normalise nothing: {_listed(fresh)}; set model.batch_norm to update (--set "
-            "model.batch_norm=update) to train from scratch, restore a checkpoint that has them, or set "
-            "freeze.allow_fresh (--allow-fresh)"
+            f"model.batch_norm=update) to train from scratch, {RESTORE}, or set freeze.allow_fresh "
+            "(--allow-fresh)"
         )
 
 

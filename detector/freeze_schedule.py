@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from detector.freeze import FreezePlan, resolve
+from detector.freeze import RESTORE, FreezePlan, resolve
 from detector.freeze_config import FreezeConfig, FreezeStageConfig
 from detector.selectors import FreezeError, VariableRow, select
 
@@ -99,6 +99,7 @@ def resolve_schedule(
     batch_norm: str,
     steps: int,
     steps_per_epoch: float | None = None,
+    remedy: str = RESTORE,
 ) -> FreezeSchedule:
     """Resolve the selectors of every stage against the rows of a model.
 
@@ -112,6 +113,7 @@ def resolve_schedule(
         batch_norm: "fixed" or "update".
         steps: the run's length.
         steps_per_epoch: images / batch size; needed where a stage starts at an epoch.
+        remedy: of `resolve`, for the first stage: what it trains is not fresh in later ones.
 
     Raises:
         FreezeError: of a selector, or a stage starts out of order, past the run's end, or nowhere.
@@ -128,6 +130,7 @@ def resolve_schedule(
                 unfreeze=unfreeze,
                 allow_fresh=first.allow_fresh,
                 batch_norm=batch_norm,
+                remedy=remedy,
             ),
         )
     ]

@@ -1,6 +1,6 @@
 """Label maps of the Object Detection API (`.pbtxt`): class names by category id."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from detector import protobuf_text
@@ -75,6 +75,11 @@ def format_label_map(names: Mapping[int, str]) -> str:
         f"item {{\n  id: {identifier}\n  name: {protobuf_text.quote(name)}\n}}\n"
         for identifier, name in sorted(names.items())
     )
+
+
+def are_numbered(class_names: Sequence[str]) -> bool:
+    """Whether classes are called 1, 2, …, as those of a detector are that does not name them."""
+    return list(class_names) == [str(number) for number in range(1, len(class_names) + 1)]
 
 
 def write_label_map(path: str | Path, names: Mapping[int, str]) -> None:

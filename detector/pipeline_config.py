@@ -4,8 +4,8 @@ Fields and defaults are those of the API's `protos/*.proto`, meanings those of t
 Every field of a file is honoured, or noted as having no effect, or refused.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,10 @@ _BOXES_ONLY = "only boxes and classes are read here"
 _NO_TPU = "takes effect on TPUs only"
 _PICTURES = "only about the pictures that an evaluation draws"
 _WHEN = "train.evaluate_every says when to evaluate, and always on every image"
+_DETECTION = (
+    "RPN and predictor start fresh, as in the API; --set train.restore.type=full restores them too, the "
+    "predictor if the number of classes is the file's"
+)
 _EVERY_BOX = "every box of an image is used; the API drops those after so many, 100 where it is not set"
 
 _TUNING_FIELDS = (
@@ -39,6 +43,11 @@ _PICTURE_FIELDS = (
     *("visualize_groundtruth_boxes", "groundtruth_box_visualization_color"),
     *("retain_original_images", "retain_original_image_additional_channels"),
 )
+
+_OF_TRAINING = ("train_config", "train_input_reader")
+
+# What published files have in place of paths.
+PLACEHOLDER = "PATH_TO_BE_CONFIGURED"
 
 # An exponential staircase is written out step by step; one longer than this is no schedule to read.
 _MAX_STAIRS = 1000
@@ -68,7 +77,7 @@ def read_pipeline_config(path: str | Path, training: bool = True) -> PipelineCon
     """Read a pipeline.config, a `model { … }` alone, or a bare `faster_rcnn { … }`.
 
     With `training` false, settings of `train_config` and `train_input_reader` that cannot be honoured are
-    notes and no error, because nothing else depends on them.
+    notes and no error, because nothing else depends on them, and their other notes are left out.
 
     Raises FileNotFoundError; PipelineConfigError for text that cannot be parsed, and one for all settings
     that cannot be honoured and would change results.
@@ -80,7 +89,9 @@ def read_pipeline_config(path: str | Path, training: bool = True) -> PipelineCon
     read = parse_pipeline_config(text, str(path))
     refused = [note for note in read.notes if note.changes_results]
     if not training:
-        refused = [n for n in refused if not n.field.startswith(("train_config", "train_input_reader"))]
+        refused = [note for note in refused if not note.field.startswith(_OF_TRAINING)]
+        kept = (n for n in read.notes if n.changes_results or not n.field.startswith(_OF_TRAINING))
+        read = replace(read, notes=tuple(kept))
     if refused:
         raise PipelineConfigError(
             f"{path}: cannot be honoured, and would change results ({len(refused)}); change or delete:\n"
@@ -108,6 +119,19 @@ def parse_pipeline_config(text: str, source: str = "pipeline.config") -> Pipelin
 def format_notes(notes: Sequence[Note]) -> str:
     """Return the notes for people to read: two lines each, what the file says and what happens."""
     return "\n".join(f"  {note.field}: {note.value}\n      {note.consequence}" for note in notes)
+
+
+def placeholders(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of a configuration's JSON values whose text has PLACEHOLDER in it."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from placeholders(value, f"{prefix}{name}.")
+        elif any(isinstance(text, str) and PLACEHOLDER in text for text in _listed(value)):
+            yield prefix + name
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else [value]
 
 
 def _pipeline(pipeline: Fields) -> dict[str, Any]:
@@ -196,6 +220,7 @@ def _restore(train: Fields) -> dict[str, Any]:
     path = train.text("fine_tune_checkpoint")
     kind = train.text("fine_tune_checkpoint_type")
     from_detection = train.boolean("from_detection_checkpoint", False)
+    has_kind = bool(kind)
     if not kind:  # config_util.update_fine_tune_checkpoint_type
         kind = "detection" if from_detection else "classification"
     if train.boolean("load_all_detection_checkpoint_vars", False) and kind == "detection":
@@ -205,6 +230,11 @@ def _restore(train: Fields) -> dict[str, Any]:
     if kind not in ("classification", "detection", "full"):
         expected = "expected classification, detection or full"
         train.note("fine_tune_checkpoint_type", kind, expected, changes_results=True)
+    if kind == "detection":
+        field, value = (
+            ("fine_tune_checkpoint_type", kind) if has_kind else ("from_detection_checkpoint", from_detection)
+        )
+        train.note(field, value, _DETECTION, changes_results=False, key="train.restore.type")
     return {"path": path, "type": kind}
 
 
@@ -300,6 +330,8 @@ _SCHEDULES = {
 
 def _steps(base: float, schedule: Sequence[tuple[int, float]]) -> dict[str, Any]:
     """Return a schedule of (step, rate from it on) after `base`."""
+    if schedule and schedule[0][0] == 0:  # so that `base` is a rate that the run has
+        (_, base), *schedule = schedule
     if not schedule:
         return {"schedule": "constant", "base": base}
     return {
@@ -317,10 +349,13 @@ def _freeze(train: Fields) -> dict[str, Any]:
         train.note("freeze_vars", misnamed, "read as freeze_variables, which is the field's name", False)
     frozen = train.texts("freeze_variables") + misnamed
     trained = train.texts("update_trainable_variables")
-    for name, patterns in (("freeze_variables", frozen), ("update_trainable_variables", trained)):
+    for name, patterns, key in (
+        ("freeze_variables", frozen, "freeze.freeze"),
+        ("update_trainable_variables", trained, "freeze.train_only"),
+    ):
         if patterns:
             honoured = "honoured; the API's own TF2 trainer (model_main_tf2.py) ignores it"
-            train.note(name, patterns, honoured, changes_results=False)
+            train.note(name, patterns, honoured, changes_results=False, key=key)
     return {
         "freeze": [f"api:{pattern}" for pattern in frozen],
         "train_only": [f"api:{pattern}" for pattern in trained],

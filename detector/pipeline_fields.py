@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from detector.protobuf_text import Message, Word
 
 
@@ -16,13 +18,15 @@ from detector.protobuf_text import Message, Word
 class Note:
     """A setting that is not honoured as it stands, or not at all.
 
-    `field` is its path in the file, `value` what it says there, `consequence` what happens instead.
+    `field` is its path in the file, `value` what it says there, `consequence` what happens instead.  `key` is
+    the configuration's that the field sets, where the note holds only while nothing else sets it.
     """
 
     field: str
     value: str
     consequence: str
     changes_results: bool
+    key: str | None = None
 
     def __str__(self) -> str:
         return f"{self.field}: {self.value} ({self.consequence})"
@@ -64,9 +68,11 @@ class Fields:
         """Return whether the message has the field (taken or not: ask before taking)."""
         return name in self._message
 
-    def note(self, name: str, value: Any, consequence: str, changes_results: bool) -> None:
-        """Note what happens about the field `name`."""
-        self._account.notes.append(Note(self.path_of(name), _shown(value), consequence, changes_results))
+    def note(
+        self, name: str, value: Any, consequence: str, changes_results: bool, key: str | None = None
+    ) -> None:
+        """Note what happens about the field `name`; `key` is that of `Note`."""
+        self._account.notes.append(Note(self.path_of(name), _shown(value), consequence, changes_results, key))
 
     def integer(self, name: str, default: int) -> int:
         """Take a whole number."""
@@ -80,8 +86,8 @@ class Fields:
         return value
 
     def number(self, name: str, default: float) -> float:
-        """Take a number."""
-        return float(self._single(name, default, "a number", lambda value: type(value) in (int, float)))
+        """Take a number, to float32, which all of the API's are."""
+        return _float32(self._single(name, default, "a number", _is_number))
 
     def text(self, name: str, default: str = "") -> str:
         """Take a quoted string."""
@@ -103,8 +109,8 @@ class Fields:
         )
 
     def numbers(self, name: str) -> list[float]:
-        """Take a repeated number."""
-        return [float(value) for value in self._take(name, "a number", _is_number)]
+        """Take a repeated number, as `number` does."""
+        return [_float32(value) for value in self._take(name, "a number", _is_number)]
 
     def texts(self, name: str) -> list[str]:
         """Take a repeated quoted string."""
@@ -192,6 +198,15 @@ class Fields:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
+
+
+def _float32(value: int | float) -> float:
+    """Return the shortest number that is `value` in float32.
+
+    Published files were written from float32: their 0.00999999977648 is 0.01.
+    """
+    with np.errstate(over="ignore"):  # infinity is refused later, with its key
+        return float(str(np.float32(value)))
 
 
 def _first(values: list[Any]) -> Any:

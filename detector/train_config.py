@@ -67,7 +67,15 @@ class LearningRateConfig(Section):
         if list(self.boundaries) != sorted(set(self.boundaries)):
             raise ValueError(f"boundaries must rise: {list(self.boundaries)}")
         if bool(self.boundaries) != (self.schedule == "step"):
-            raise ValueError("boundaries and values go with schedule: step, and with it alone")
+            raise ValueError(
+                "boundaries and values go with schedule: step, and with it alone; another has [] for both"
+            )
+        # As `cosine_decay_with_warmup`; `manual_stepping` may begin higher.
+        if self.warmup_steps and self.schedule != "step" and self.warmup_start > self.base:
+            raise ValueError(
+                f"warmup_start {self.warmup_start:g} is above base {self.base:g}, which the warmup rises to; "
+                "lower it"
+            )
         return self
 
 

@@ -84,6 +84,11 @@ def test_an_unknown_key_names_the_nearest(text, nearest):
             "1 boundaries need as many values",
         ),
         ("train.learning_rate={schedule: step, boundaries: [5, 5], values: [1, 1]}", "boundaries must rise"),
+        ("train.learning_rate={boundaries: [5], values: [1]}", r"with it alone; another has \[\] for both"),
+        (
+            "train.learning_rate={base: 0.01, warmup_steps: 9, warmup_start: 0.02}",
+            "train.learning_rate: warmup_start 0.02 is above base 0.01, which the warmup rises to; lower it",
+        ),
         ("model.anchors.scales=[]", r"model.anchors.scales: .*at least 1 item"),
         ("model.anchors.aspect_ratios=[1, 0]", r"model.anchors.aspect_ratios.1: .*greater than 0, got 0"),
         ("model.anchors.stride_hw=[16, 0]", r"model.anchors.stride_hw.1: .*greater than 0"),
@@ -102,6 +107,20 @@ def test_overrides_take_yaml_values_and_exponents():
     assert config.train.learning_rate.base == 0.001
     assert config.train.clip_norm is None
     assert config.freeze.freeze == ("rpn", "none")
+
+
+def test_a_warmup_may_fall_to_steps_and_is_not_looked_at_where_there_is_none():
+    falling = {"base": 0.01, "warmup_start": 0.02}
+    assert override({"train": {"learning_rate": falling}}, [], "test").train.learning_rate.base == 0.01
+    falling |= {"schedule": "step", "warmup_steps": 9, "boundaries": [20], "values": [0.001]}
+    assert override({"train": {"learning_rate": falling}}, [], "test").train.learning_rate.warmup_steps == 9
+
+
+def test_a_record_alone_is_a_list_of_one():
+    source = load(None, ["data.train={format: tfrecord, path: train.record}"]).data.train
+    assert source.path == ("train.record",)
+    with pytest.raises(ConfigError, match=r"data\.train\.path: "):
+        load(None, ["data.train={format: tfrecord, path: 3}"])
 
 
 def test_a_file_lies_over_its_base(tmp_path):

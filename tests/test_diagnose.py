@@ -20,7 +20,7 @@ from detector.diagnose import batch_norms, diagnose, recorded_inputs
 from detector.diagnosis_report import diagnosis_table, save_picture
 from detector.freeze import rows_of
 from detector.freeze_suggestion import Suggestion, suggest
-from detector.run_log import RunLog
+from detector.run_log import RunLog, find_checkpoint
 from detector.selectors import select_each
 
 RESTORED_BUT = "box_classifier/predictor/class_scores/bias"
@@ -226,11 +226,30 @@ def test_the_tool_writes_a_page_and_a_picture(run, capsys):
     assert (run / "diagnosis-step-000005" / "diagnose.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_checkpoint_of_no_run_is_diagnosed_as_the_model_that_it_is(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("detector.diagnose.diagnose", lambda *arguments, **options: EXAMPLE)
+    info = checkpoint.read_info(find_checkpoint(run))
+    settings = override(TINY, (), "tiny").model
+    model = build_model(settings, info.class_names)
+    # What it was trained with says nothing of the classes of this data.
+    page = {**settings.model_dump(mode="json"), "num_classes": 90}
+    checkpoint.save("start", replace(info, model=page), model.variables_by_path)
+    assert diagnose_tool.main(["start"]) == 2
+    assert "names no data: set data.train" in capsys.readouterr().err
+    source = f"data.train={{format: shapes, domain: target, split: train, root: {run / 'shapes'}}}"
+    assert diagnose_tool.main(["start", "--set", source]) == 0
+    assert "\nstart: checkpoint of this package, all 356 variables restored\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["{run}", "--batches", "0"], "--batches: expected 1 or more, got 0"),
-        (["{run}/nowhere"], "there is nothing at"),
+        (
+            ["{run}/nowhere"],
+            "nowhere; expected a run's folder, a checkpoint, or the weights of another project",
+        ),
         (["--config", "{run}/config.yaml"], "name a MODEL or set train.restore.path"),
         (["{run}", "--set", "data.train=null"], "set data.train"),
         (["{run}", "--checkpoint", "best"], "has no best checkpoint"),

@@ -51,6 +51,11 @@ def test_a_class_that_the_model_does_not_know_is_an_error():
         ValueError, match="does not know the data set's classes 'star'; it knows 'circle', 'square'"
     ):
         category_ids(("circle", "square"), TRUTH)
+    with pytest.raises(
+        ValueError,
+        match=r"'star'; its own are called 1 … 90: name them with tools/import_weights.py --label-map",
+    ):
+        category_ids([str(number) for number in range(1, 91)], TRUTH)
 
 
 def test_a_class_that_the_model_does_not_know_may_be_listed_if_nothing_is_labelled_so():

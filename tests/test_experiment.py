@@ -4,6 +4,7 @@ import pytest
 
 from detector.experiment import schedule_of
 from detector.freeze import rows_of
+from detector.selectors import FreezeError
 
 
 @pytest.fixture
@@ -29,6 +30,20 @@ def test_layers_all_goes_with_other_selectors(rows, tiny_config):
     config = tiny_config("freeze={layers: all, freeze: [rpn]}")
     (stage,) = schedule_of(config, rows, is_restored=True).stages
     assert trained_parts(stage) == {"feature_extractor", "box_classifier"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "remedy"),
+    [("full", "restore a checkpoint that has them"), ("detection", "set train.restore.type=full, which")],
+)
+def test_the_refusal_to_freeze_what_a_type_left_in_the_file_names_the_type(
+    tiny_model, tiny_config, kind, remedy
+):
+    model = tiny_model()
+    restored = [path for path in model.variables_by_path if not path.startswith("rpn/")]
+    config = tiny_config("freeze.freeze=[rpn]", f"train.restore={{path: model.ckpt, type: {kind}}}")
+    with pytest.raises(FreezeError, match=f"freeze 6 fresh variables.*; {remedy}.*, or set allow_fresh"):
+        schedule_of(config, rows_of(model.components, restored=restored), is_restored=True)
 
 
 @pytest.mark.parametrize(

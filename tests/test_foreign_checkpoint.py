@@ -1,7 +1,12 @@
 import argparse
+import json
 from pathlib import Path
 
+import cv2
+import diagnose as diagnose_tool
 import foreign_checkpoint
+import numpy as np
+import predict as predict_tool
 import pytest
 import tensorflow as tf
 
@@ -52,10 +57,15 @@ def zoo(tiny_config, tiny_model, tmp_path, monkeypatch):
     return model
 
 
-def test_a_detector_of_another_project_becomes_a_checkpoint(zoo):
+def test_a_detector_of_another_project_becomes_a_checkpoint(zoo, capsys):
     path = foreign_checkpoint.as_own(Path("zoo/model.ckpt"), options(config=Path("tiny.yaml")))
     assert path == Path("build/imported/zoo")
     assert checkpoint.read_info(path).class_names == ["1", "2", "3"]
+    assert capsys.readouterr().out == (
+        "zoo/model.ckpt: Object Detection API, TF1 detector, imported as build/imported/zoo\n"
+        "classes are called 1 … 3, as the file does not name them: name them with tools/import_weights.py "
+        "--label-map FILE\n"
+    )
     assert foreign_checkpoint.as_own(path, options()) == path  # one of our own stays what it is
 
 
@@ -96,3 +106,27 @@ def test_half_a_detector_is_refused(zoo, tiny_config):
     Path("other.yaml").write_text(text.replace("class_names: null", "class_names: [cat, dog]"))
     with pytest.raises(ValueError, match="does not hold the whole detector: 4 fresh"):
         foreign_checkpoint.as_own(Path("zoo/model.ckpt"), options(config=Path("other.yaml")))
+
+
+@pytest.mark.usefixtures("eagerly")
+def test_it_detects_on_images(zoo, capsys):
+    cv2.imwrite("photo.png", np.full((40, 60, 3), 90, np.uint8))
+    arguments = ["zoo/model.ckpt", "photo.png", "--output", "out"]
+    assert predict_tool.main([*arguments, "--config", "tiny.yaml"]) == 0
+    assert "imported as build/imported/zoo\nclasses are called 1 … 3, " in capsys.readouterr().out
+    assert [
+        entry["name"] for entry in json.loads(Path("out/predictions.json").read_text())["categories"]
+    ] == [
+        "1",
+        "2",
+        "3",
+    ]
+    arguments[0] = "build/imported/zoo"
+    assert predict_tool.main([*arguments, "--set", "model.rpn.l2=1"]) == 2
+    assert "build/imported/zoo has its own configuration: leave --config, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [[], ["--config", "tiny.yaml"]])
+def test_it_is_diagnosed_by_its_prefix_on_data_that_are_named(zoo, given, capsys):
+    assert diagnose_tool.main(["zoo/model.ckpt", *given]) == 2
+    assert "error: the configuration names no data: set data.train, like --set" in capsys.readouterr().err

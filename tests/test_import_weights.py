@@ -36,6 +36,7 @@ def test_a_checkpoint_is_written_and_every_variable_accounted_for(source, capsys
         "feature_extractor: 251 restored, 0 fresh",
         "rpn: 6 restored, 0 fresh",
         "box_classifier: 99 restored, 0 fresh",
+        "predictor kept, class by class in the file's order: 1 → circle, 2 → square, 3 → star",
         "left in the file: 1 (the training step)",
         "wrote build/imported/zoo",
     ]
@@ -44,6 +45,20 @@ def test_a_checkpoint_is_written_and_every_variable_accounted_for(source, capsys
     assert (info.step, info.provenance["rpn"]["checkpoint"]) == (0, "zoo/model.ckpt")
     for path, value in checkpoint.read_values("build/imported/zoo").items():
         np.testing.assert_array_equal(value, variables[path], err_msg=path)
+
+
+def test_classes_that_nobody_named_are_told_to_be_numbers(source, capsys):
+    arguments, _ = source
+    assert tool.main([*arguments, "--output", "out"]) == 0
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "left in the file: 1 (the training step)",
+        "classes are called 1 … 3, as the file does not name them: name them with --label-map or "
+        "--class-names, or training on named classes will not find them",
+        "wrote out",
+    ]
+    # Digits are called so.
+    assert tool.main([*arguments, "--output", "out", "--class-names", "1,2,3"]) == 0
+    assert "classes are called" not in capsys.readouterr().out
 
 
 def test_other_classes_and_a_line_for_every_variable(source, capsys):

@@ -9,6 +9,7 @@ from detector.pipeline_config import (
     PipelineConfigError,
     format_notes,
     parse_pipeline_config,
+    placeholders,
     read_pipeline_config,
 )
 from detector.schedule import learning_rate_schedule
@@ -247,6 +248,26 @@ def test_resnets(api_type, expected):
     model = values_of(edited(("faster_rcnn_inception_v2", api_type)))["model"]
     batch_norm = {"batch_norm_momentum": 0.997, "batch_norm_epsilon": 1e-5}
     assert model["feature_extractor"] == expected | batch_norm
+
+
+def test_numbers_are_float32_as_files_that_were_written_from_protos_have_them():
+    """The zoo's files say 0.00999999977648 for 0.01, and those of TF2 0.009999999776482582."""
+    text = edited(
+        ("stddev: 0.01", "stddev: 0.00999999977648"),
+        ("num_classes: 3", "num_classes: 3 first_stage_nms_iou_threshold: 0.699999988079"),
+        ("dropout_keep_probability: 0.7", "dropout_keep_probability: 0.699999988079071"),
+        ("scales: [.5, 1, 2]", "scales: [0.10000000149011612, 1, 1e9]"),
+        ("iou_threshold: 0.5", "iou_threshold: 0.123456789"),
+    )
+    model = values_of(text)["model"]
+    assert model["rpn"]["nms_iou_threshold"] == 0.7
+    assert model["box_classifier"]["dropout_rate"] == 0.3
+    assert model["box_classifier"]["nms_iou_threshold"] == 0.12345679
+    assert model["anchors"]["scales"] == [0.1, 1.0, 1e9]
+    rates = learning_rate("constant_learning_rate { learning_rate: 1.99999994948e-05 }")
+    assert rates(0) == 2e-5
+    with pytest.raises(config.ConfigError, match=r"nms_iou_threshold: .*finite number, got inf"):
+        values_of(edited(("iou_threshold: 0.5", "iou_threshold: 1e99")))
 
 
 def test_defaults_that_the_other_tests_set():
@@ -503,12 +524,15 @@ def test_without_training_what_concerns_only_training_is_a_note(tmp_path):
         edited(
             ("random_horizontal_flip {}", "ssd_random_crop {}"),
             ('label_map_path: "cells.pbtxt"', "num_epochs: 1"),
+            ("batch_size: 2", "freeze_variables: 'Mixed_3.*'"),
+            ("eval_config {}", "eval_config { num_examples: 10 }"),
         )
     )
-    fields = {note.field for note in read_pipeline_config(path, training=False).notes if note.changes_results}
+    fields = {note.field for note in read_pipeline_config(path, training=False).notes}
     assert fields == {
         "train_config.data_augmentation_options.ssd_random_crop",
         "train_input_reader.num_epochs",
+        "eval_config.num_examples",
     }
 
 
@@ -609,8 +633,11 @@ def test_manual_step_learning_rate():
     rate = learning_rate(f"manual_step_learning_rate {{ initial_learning_rate: .1 {steps} warmup: true }}")
     assert [rate(0), rate(5), rate(10), rate(20)] == pytest.approx([0.1, 0.15, 0.2, 0.03])
     # Configurations of 2017 begin with step 0, which is also what an absent step is.
-    rate = learning_rate("manual_step_learning_rate { schedule { learning_rate: .3 } schedule { step: 7 } }")
+    from_zero = "manual_step_learning_rate { schedule { learning_rate: .3 } schedule { step: 7 } }"
+    rate = learning_rate(from_zero)
     assert [rate(0), rate(6), rate(7)] == [0.3, 0.3, 0.002]
+    # Their first rate is the base, so that setting another one is not in vain.
+    assert values_of(edited((CONSTANT, from_zero)))["train"]["learning_rate"]["base"] == 0.3
     rate = learning_rate("manual_step_learning_rate { schedule { step: 7 learning_rate: .4 } }")
     assert [rate(6), rate(7)] == [0.002, 0.4]
 
@@ -692,6 +719,15 @@ def test_restore(fields, expected):
     assert values_of(text)["train"]["restore"] == {"path": "zoo/model.ckpt", "type": expected}
     without = edited(("batch_size: 2", fields))
     assert "restore" not in values_of(without)["train"]
+    # What it leaves fresh, and what does not, is noted at the field that says so.
+    notes = parse_pipeline_config(text).notes
+    assert [note.key for note in notes] == (["train.restore.type"] if expected == "detection" else [])
+    for note in notes:
+        field, _, value = fields.replace("'", "").partition(": ")
+        assert (note.field, note.value) == (f"train_config.{field}", value)
+        assert note.consequence.startswith("RPN and predictor start fresh, as in the API; ")
+        assert "--set train.restore.type=full restores them" in note.consequence
+    assert parse_pipeline_config(without).notes == ()
 
 
 def test_freezing():
@@ -710,6 +746,20 @@ def test_freezing():
     assert "freeze_variables" in notes["train_config.freeze_vars"]
     assert "model_main_tf2.py" in notes["train_config.freeze_variables"]
     assert "model_main_tf2.py" in notes["train_config.update_trainable_variables"]
+    assert {note.key: note.field for note in parse_pipeline_config(text).notes if note.key} == {
+        "freeze.freeze": "train_config.freeze_variables",
+        "freeze.train_only": "train_config.update_trainable_variables",
+    }
+
+
+def test_paths_that_a_published_file_leaves_open():
+    text = edited(('["a.record", "b.record"]', '["a.record", "PATH_TO_BE_CONFIGURED/b.record"]'))
+    text = text.replace("cells.pbtxt", "PATH_TO_BE_CONFIGURED/label_map.txt")
+    assert list(placeholders(parse_pipeline_config(text).values)) == [
+        "data.train.label_map",
+        "data.evaluate.path",
+    ]
+    assert list(placeholders(parse_pipeline_config(FULL).values)) == []
 
 
 def test_one_of_several_options_is_named_by_its_number():

@@ -101,6 +101,7 @@ def test_a_detector_is_restored_whole_and_what_training_left_is_accounted_for(do
     assert_same_values(model, donor)
     assert report.restored == api_names(model)
     assert report.fresh == {}
+    assert report.classes == CLASS_NAMES  # by their places in the file, which has no names
     assert set(report.left) == set(extra)
     assert report.left["global_step"] == "the training step"
     assert report.left[f"{kernel}/Momentum"] == "the optimizer's state"
@@ -118,6 +119,7 @@ def test_detection_restores_the_feature_extractor_and_the_tower_alone(tf1_checkp
     backbone = {path for path in before if path.startswith(("feature_extractor/", "box_classifier/tower/"))}
     assert changed(before, model) == set(report.restored) == backbone
     assert set(report.fresh) == set(before) - backbone
+    assert report.classes == ()
     assert len(report.left) == len(report.fresh)
 
 
@@ -128,6 +130,7 @@ def test_another_number_of_classes_makes_the_predictor_fresh_and_nothing_else(tf
     assert report.fresh == dict.fromkeys(PREDICTOR, "3 classes in the file, 2 in the model")
     assert changed(before, model) == set(report.restored) == set(before) - set(PREDICTOR)
     assert report.provenance()["box_classifier"]["fresh"] == PREDICTOR
+    assert report.classes == ()
 
 
 def test_every_difference_is_listed_in_one_error_and_nothing_is_assigned(donor, model, tmp_path):
@@ -234,6 +237,7 @@ def save_native(path, model, config, **more):
 def test_an_own_checkpoint_is_restored_whole(donor, model, tiny_config, tmp_path):
     report = import_weights(model, save_native(tmp_path / "own", donor, tiny_config().model))
     assert set(report.restored) == set(values_of(model))
+    assert report.classes == ()  # matched by name
     assert report.left == {"optimizer/momentum/x": "the optimizer's state"}
     assert_same_values(model, donor)
 
@@ -274,6 +278,23 @@ def test_classes_are_matched_by_name(donor, tiny_model, tiny_config, tmp_path):
                     theirs[name][..., columns[column]] if column in columns else before[name][..., column]
                 )
                 np.testing.assert_array_equal(after[name][..., column], source, err_msg=f"{name} {column}")
+
+
+def test_why_numbered_classes_are_not_found_is_told(donor, model, tiny_config, tmp_path):
+    numbered = [{"id": number, "name": str(number)} for number in (1, 2, 3)]
+    path = save_native(tmp_path / "own", donor, tiny_config().model, categories=numbered)
+    report = import_weights(model, path)
+    assert report.fresh[PREDICTOR[0]] == (
+        "new: circle, square, star; keep their values: none but the background; the file's classes are "
+        "called 1 … 3: to name them, import it again with tools/import_weights.py --label-map"
+    )
+
+
+def test_a_reason_names_a_few_classes(donor, tiny_model, tiny_config, tmp_path):
+    path = save_native(tmp_path / "own", donor, tiny_config().model)
+    report = import_weights(tiny_model(class_names=[*"abcdefgh"]), path)
+    why = "new: a, b, c, d, e, f and 2 more; keep their values: none but the background"
+    assert report.fresh[PREDICTOR[0]] == why
 
 
 def test_fewer_classes_in_another_order_are_all_restored(donor, tiny_model, tiny_config, tmp_path):

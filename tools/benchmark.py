@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, epilog=PROTOCOL, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("benchmark", nargs="?", type=Path, metavar="FILE", help="YAML of benchmarks/")
-    command_line.add_config_options(parser)
+    command_line.add_config_options(parser, "configs/shapes.yaml; a FILE names its own")
     parser.add_argument(
         "--workload", action="append", metavar="NAME=KIND …", help="a workload; may be repeated"
     )

@@ -11,10 +11,12 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import published_config
 
 from detector.lasting_output import lasting_output
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from detector.freeze import FreezePlan
     from detector.freeze_config import FreezeStageConfig
     from detector.freeze_schedule import FreezeSchedule
+    from detector.weights.importing import ImportReport
 
 PROJECT = Path(__file__).resolve().parents[1]
 DEFAULT_CONFIG = PROJECT / "configs" / "shapes.yaml"
@@ -131,10 +134,10 @@ def settle_process() -> None:
         tf.config.optimizer.set_experimental_options(dict.fromkeys(_REWRITES_THAT_DO_NOT_PAY, False))
 
 
-def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--config`, `--pipeline-config` and `--set`."""
+def add_config_options(parser: argparse.ArgumentParser, default: str = "configs/shapes.yaml") -> None:
+    """Add `--config`, `--pipeline-config` and `--set`; `default` says what holds without the first two."""
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--config", type=Path, metavar="FILE", help="YAML (default: configs/shapes.yaml)")
+    source.add_argument("--config", type=Path, metavar="FILE", help=f"YAML (default: {default})")
     source.add_argument(
         "--pipeline-config", type=Path, metavar="FILE", help="an Object Detection API pipeline.config"
     )
@@ -201,9 +204,10 @@ def check_choice(choice: str | None, *models: Path) -> None:
     """
     from detector.loading import run_of
     from detector.run_log import is_run
+    from detector.weights.source import exists
 
     def may_be_run(model: Path) -> bool:
-        return is_run(model) or not (model.exists() or model.with_name(f"{model.name}.index").exists())
+        return is_run(model) or not exists(model)
 
     if choice is None or any(map(may_be_run, models)):
         return
@@ -217,25 +221,37 @@ def check_choice(choice: str | None, *models: Path) -> None:
     )
 
 
-def load_config(arguments: argparse.Namespace, training: bool = True) -> "Config":
+def load_config(
+    arguments: argparse.Namespace, training: bool = True, base: Mapping[str, Any] | None = None
+) -> "Config":
     """Read the configuration that the options name, and lay the other options over it.
 
-    `training` false lets a pipeline.config pass whose training settings cannot be honoured.
+    Args:
+        arguments: of `add_config_options`, and of `add_freeze_options` where the command has them.
+        training: false lets a pipeline.config pass whose training settings cannot be honoured.
+        base: the values to start from where the options name no file; None for those of the quick start.
     """
     from detector import config
-    from detector.selectors import split_selectors
 
-    overrides = list(arguments.set)
+    loaded = None
     if getattr(arguments, "pipeline_config", None):
-        from detector.pipeline_config import format_notes, read_pipeline_config
+        from detector.pipeline_config import read_pipeline_config
 
         loaded = read_pipeline_config(arguments.pipeline_config, training)
-        if loaded.notes:
-            print(f"{arguments.pipeline_config}: not taken over as it stands:", file=sys.stderr)
-            print(format_notes(loaded.notes), file=sys.stderr)
-        settings = config.override(loaded.values, overrides, origin=str(arguments.pipeline_config))
+        settings = config.override(loaded.values, arguments.set, origin=str(arguments.pipeline_config))
+    elif arguments.config is None and base is not None:
+        settings = config.override(base, arguments.set, "configuration")
     else:
-        settings = config.load(arguments.config or DEFAULT_CONFIG, overrides)
+        settings = config.load(arguments.config or DEFAULT_CONFIG, arguments.set)
+    settings = _with_freeze_options(settings, arguments)
+    if loaded is not None:
+        published_config.print_notes(loaded, settings, arguments)
+    return settings
+
+
+def _with_freeze_options(settings: "Config", arguments: argparse.Namespace) -> "Config":
+    """Lay the options of `add_freeze_options` over a configuration."""
+    from detector.selectors import split_selectors
 
     freeze = settings.freeze
     changes: dict[str, object] = {}
@@ -336,7 +352,8 @@ def require_source(source: "Source | None", key: str) -> "Source":
     """Return `source`, or say which key of the configuration is missing."""
     if source is None:
         raise ValueError(
-            f"the configuration names no data: set {key} (format: coco, voc, tfrecord or shapes)"
+            f"the configuration names no data: set {key}, like --set '{key}={{format: coco, annotations: "
+            "FILE, images: FOLDER}' (or voc, tfrecord, shapes), or name a configuration that has it"
         )
     return source
 
@@ -345,6 +362,14 @@ def print_dataset(console: "Console", dataset: "DetectionDataset") -> None:
     """Print how many images a data set has, and what its labels had wrong."""
     lines = [f"{dataset.name}: {len(dataset)} images", *dataset.report.lines()]
     console.print("\n  ".join(lines), markup=False, soft_wrap=True)
+
+
+def print_import(console: "Console", imported: "ImportReport | None") -> None:
+    """Print what the weights were recognised as, and what they leave fresh and why."""
+    from detector.weights.account import summary
+
+    for line in summary(imported) if imported is not None else ():
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def print_plan(console: "Console", config: "Config", model: "FasterRCNN", plan: "FreezePlan") -> None:
@@ -363,6 +388,7 @@ def print_schedule(
     """Print the plan that training starts with, what changes when, and what the machine says of bfloat16."""
     from detector.freeze_schedule import idle_lr_factors
     from detector.hardware import of_this_machine
+    from detector.schedule import other_end
 
     print_plan(console, config, model, schedule.stages[0].plan)
     for index in range(1, len(schedule.stages)):
@@ -373,5 +399,7 @@ def print_schedule(
             markup=False,
             soft_wrap=True,
         )
+    if told := other_end(config.train.learning_rate, config.train.steps):
+        console.print(f"learning rate: {told}", markup=False, soft_wrap=True)
     if advice := of_this_machine().advice(config.model.precision):
         console.print(advice, markup=False, soft_wrap=True)

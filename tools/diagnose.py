@@ -2,7 +2,7 @@
 
 python tools/diagnose.py
 python tools/diagnose.py runs/shapes-001
-python tools/diagnose.py --config configs/bccd.yaml --set train.restore.path=model.ckpt --batches 50
+python tools/diagnose.py model.ckpt --config configs/inception_v2_coco.yaml --batches 50
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import command_line
+import published_config
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -35,9 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=Path,
         nargs="?",
         metavar="MODEL",
-        help="a run or a checkpoint (default: what train.restore.path names)",
+        help="a run, a checkpoint, or weights of another project (default: what train.restore.path names)",
     )
-    command_line.add_config_options(parser)
+    command_line.add_config_options(
+        parser, "the run's; another MODEL needs one, or its data by --set; without MODEL configs/shapes.yaml"
+    )
     command_line.add_checkpoint_option(parser)
     parser.add_argument(
         "--batches",
@@ -68,7 +71,8 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     from detector.freeze_suggestion import suggest
     from detector.loading import place_beside, run_of
     from detector.run_log import find_checkpoint, is_run
-    from detector.weights.importing import import_weights
+    from detector.weights.importing import import_weights, model_of
+    from detector.weights.source import exists
 
     if arguments.batches < 1:
         raise ValueError(f"--batches: expected 1 or more, got {arguments.batches}")
@@ -76,12 +80,22 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     command_line.check_choice(arguments.checkpoint, *([] if path is None else [path]))
     if path is not None and is_saved_model(path):
         raise ValueError(f"{path} is a SavedModel, which has no gradients; name its run or its checkpoint")
-    if path is not None and (is_run(path) or not path.exists()):
+    if path is not None and not exists(path):
+        raise FileNotFoundError(
+            f"there is nothing at {path}; expected a run's folder, a checkpoint, or the weights of another "
+            "project"
+        )
+    if path is not None and is_run(path):
         path = find_checkpoint(path, arguments.checkpoint)
     run = run_of(path) if path is not None else None
     if run is not None and not (arguments.config or arguments.pipeline_config):
         arguments.config = run / "config.yaml"
-    config = command_line.load_config(arguments, training=False)
+    base = None
+    if path is not None and not (arguments.config or arguments.pipeline_config):
+        section, _ = model_of(path)
+        base = {"model": {**section, "num_classes": None}}  # the data says how many
+    config = command_line.load_config(arguments, training=False, base=base)
+    published_config.check_paths(config, "data.train", *(["train.restore"] if path is None else []))
     restore = config.train.restore
     kind = restore.type if path is None else None
     if path is None:
@@ -96,10 +110,11 @@ def _diagnose(arguments: argparse.Namespace) -> int:
         config.model.num_classes,
     )
     console = Console(highlight=False)
-    console.print(f"model: {path}", markup=False)
     command_line.print_dataset(console, dataset)
+    published_config.print_spare_classes(console, config)
     model = build_model(config.model, dataset.class_names, seed=config.train.seed)
     imported = import_weights(model, path, kind=kind)
+    command_line.print_import(console, imported)
     if note := enable_determinism():
         console.print(note, markup=False, soft_wrap=True)
     with plain_errors():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import command_line
 import foreign_checkpoint
+import published_config
 
 if TYPE_CHECKING:
     from data.dataset import DetectionDataset
@@ -31,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="MODEL",
         help="a SavedModel, a checkpoint, a run, or a checkpoint of another project",
     )
-    command_line.add_config_options(parser)
+    command_line.add_config_options(
+        parser, "the run's; a model without a run needs one, or its data by --set"
+    )
     parser.add_argument(
         "--output",
         type=Path,
@@ -68,7 +71,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         and not (arguments.config or arguments.pipeline_config)
     ):
         arguments.config = run / "config.yaml"
-    config = command_line.load_config(arguments, training=False)
+    config = command_line.load_config(arguments, training=False, base={})
+    published_config.check_paths(config, "data.evaluate")
     source = command_line.require_source(config.data.evaluate, "data.evaluate")
     dataset = command_line.read_source(source, config.data.class_names, config.model.num_classes)
     console = Console(highlight=False)

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "model", type=Path, metavar="MODEL", help="a run's folder, a checkpoint, or one of another project"
     )
-    command_line.add_config_options(parser)
+    command_line.add_config_options(parser, "the run's; of another project's weights, what they tell")
     parser.add_argument(
         "--output",
         type=Path,
@@ -115,10 +115,8 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _check_options(arguments: argparse.Namespace, is_changed: bool) -> None:
     """Raise ValueError for options about a configuration that a model of this package has itself."""
-    if not is_changed and (arguments.config or arguments.pipeline_config or arguments.set):
-        raise ValueError(
-            f"{arguments.model} has its own configuration: leave --config, --pipeline-config and --set out"
-        )
+    if not is_changed:
+        foreign_checkpoint.refuse_config_options(arguments.model, arguments)
     for text in arguments.set:
         if not text.startswith(("data.", "evaluate.")):
             raise ValueError(
@@ -139,7 +137,7 @@ def _evaluation_data(
             arguments.config = run / "config.yaml"
         elif not any(text.startswith("data.evaluate") for text in arguments.set):
             return None
-    config = command_line.load_config(arguments, training=False)
+    config = command_line.load_config(arguments, training=False, base={})
     if config.data.evaluate is None:
         return None
     dataset = command_line.read_source(

@@ -25,6 +25,7 @@ def as_own(model: Path, arguments: argparse.Namespace) -> Path:
     from detector.checkpoint import is_checkpoint
     from detector.export import is_saved_model
     from detector.run_log import is_run
+    from detector.weights.source import exists
 
     holds_weights = model.is_file() or any(model.glob("*.index"))
     if (
@@ -34,7 +35,7 @@ def as_own(model: Path, arguments: argparse.Namespace) -> Path:
         or (model.is_dir() and not holds_weights)
     ):
         return model  # what is wrong with a folder of something else is said where it is read
-    if not model.exists() and not model.with_name(f"{model.name}.index").exists():
+    if not exists(model):
         raise FileNotFoundError(
             f"there is nothing at {model}; expected a SavedModel, a checkpoint, a run's folder, or "
             "the weights of another project"
@@ -47,7 +48,29 @@ def as_own(model: Path, arguments: argparse.Namespace) -> Path:
             f"{model} does not hold the whole detector: {len(report.fresh)} fresh, {path}: {why}"
         )
     print(f"{model}: {report.format}, imported as {output}")
+    note_numbers(output, "tools/import_weights.py --label-map FILE")
     return output
+
+
+def refuse_config_options(model: Path, arguments: argparse.Namespace) -> None:
+    """Raise ValueError for options about a configuration, which a model of this package has itself."""
+    if arguments.config or arguments.pipeline_config or arguments.set:
+        raise ValueError(
+            f"{model} has its own configuration: leave --config, --pipeline-config and --set out"
+        )
+
+
+def note_numbers(output: Path, remedy: str) -> None:
+    """Print that the classes of an imported checkpoint are called by their numbers, if they are.
+
+    `remedy` is what names them.
+    """
+    from detector.checkpoint import read_info
+    from detector.label_map import are_numbered
+
+    names = read_info(output).class_names
+    if are_numbered(names):
+        print(f"classes are called 1 … {len(names)}, as the file does not name them: name them with {remedy}")
 
 
 def convert(
@@ -146,10 +169,6 @@ def _label_map(config: "Config") -> Path | None:
         if source is not None and source.format == "tfrecord" and source.label_map is not None:
             if source.label_map.is_file():
                 return source.label_map
-            print(
-                f"no label map {source.label_map}, which the configuration names: classes are numbered; "
-                "--label-map names a file, --class-names the classes",
-                file=sys.stderr,
-            )
+            print(f"no label map {source.label_map}, which the configuration names", file=sys.stderr)
             return None
     return None

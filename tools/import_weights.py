@@ -11,16 +11,11 @@ The model is that of the file, unless a configuration says otherwise.
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import command_line
 import foreign_checkpoint
-
-if TYPE_CHECKING:
-    from detector.weights.importing import ImportReport
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", type=Path, metavar="SOURCE", help="the weights")
-    command_line.add_config_options(parser)
+    command_line.add_config_options(parser, "what SOURCE tells of its model")
     parser.add_argument(
         "--type",
         choices=("classification", "detection", "full"),
@@ -38,7 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "default: classification or full, as SOURCE is",
     )
     classes = parser.add_mutually_exclusive_group()
-    classes.add_argument("--class-names", metavar="A,B,…", help="the model's classes (default: SOURCE's)")
+    classes.add_argument(
+        "--class-names",
+        metavar="A,B,…",
+        help="the model's classes (default: SOURCE's; numbers where it has no names)",
+    )
     classes.add_argument("--label-map", type=Path, metavar="FILE", help="the model's classes, a .pbtxt file")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="the checkpoint to write (default: build/imported/NAME)"
@@ -49,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
+    from detector.weights.account import account
+
     output = arguments.output or foreign_checkpoint.default_output(arguments.source)
     report = foreign_checkpoint.convert(
         arguments.source,
@@ -58,30 +59,12 @@ def _import(arguments: argparse.Namespace) -> int:
         () if arguments.class_names is None else command_line.split_class_names(arguments.class_names),
         arguments.label_map,
     )
-    _print(report, arguments.verbose)
+    print(*account(report, arguments.verbose), sep="\n")
+    if not (arguments.class_names or arguments.label_map):
+        remedy = "--label-map or --class-names, or training on named classes will not find them"
+        foreign_checkpoint.note_numbers(output, remedy)
     print(f"wrote {output}")
     return 0
-
-
-def _print(report: "ImportReport", verbose: bool) -> None:
-    print(f"{report.source}: {report.format}")
-    if verbose:
-        for path, name in report.restored.items():
-            print(f"  restored {path} <- {name}")
-        for path, why in report.fresh.items():
-            print(f"  fresh    {path}: {why}")
-        for name, why in report.left.items():
-            print(f"  left     {name}: {why}")
-    for component, part in report.provenance().items():
-        reasons = Counter(report.fresh[path] for path in part["fresh"])
-        why = f" ({_reasons(reasons)})" if reasons else ""
-        print(f"{component}: {part['restored']} restored, {len(part['fresh'])} fresh{why}")
-    reasons = Counter(report.left.values())
-    print(f"left in the file: {len(report.left)}" + (f" ({_reasons(reasons)})" if reasons else ""))
-
-
-def _reasons(reasons: Counter[str]) -> str:
-    return "; ".join(f"{count}: {why}" if len(reasons) > 1 else why for why, count in reasons.items())
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import command_line
+import published_config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,8 +73,10 @@ def _plan(arguments: argparse.Namespace) -> int:
     config = command_line.load_config(arguments)
     command_line.require_restorable_here(config)
     console = Console(highlight=False)
+    reads_data = arguments.class_names is None
+    published_config.check_paths(config, "train.restore", *(["data.train"] if reads_data else []))
     images = None
-    if arguments.class_names is not None:
+    if not reads_data:
         if is_auto(config):
             raise ValueError("--freeze auto looks at the training data; leave out --class-names")
         class_names = command_line.split_class_names(arguments.class_names)
@@ -81,9 +84,11 @@ def _plan(arguments: argparse.Namespace) -> int:
         source = command_line.require_source(config.data.train, "data.train")
         dataset = command_line.read_source(source, config.data.class_names, config.model.num_classes)
         class_names, images = tuple(dataset.class_names), len(dataset)
+        published_config.print_spare_classes(console, config)
         config = resolve_auto(config, dataset, console)
     command_line.build_augmentation(config)
     experiment = prepare(config, class_names, images)
+    command_line.print_import(console, experiment.imported)
     check_settings(config, experiment.schedule, is_evaluated=config.data.evaluate is not None)
     command_line.print_schedule(console, config, experiment.model, experiment.schedule)
     return 0

@@ -2,6 +2,7 @@
 
 python tools/predict.py runs/shapes-001/saved_model photo.jpg more_photos/ --output predictions
 python tools/predict.py runs/shapes-001 photo.jpg --output predictions --score-threshold 0.3
+python tools/predict.py model.ckpt photo.jpg --output predictions --pipeline-config pipeline.config
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import command_line
+import foreign_checkpoint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,12 +28,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a SavedModel, a checkpoint or a run")
+    parser.add_argument(
+        "model",
+        type=Path,
+        metavar="MODEL",
+        help="a SavedModel, a checkpoint, a run, or a checkpoint of another project",
+    )
     parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="images, or folders of images")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the results go")
     parser.add_argument(
         "--score-threshold", type=float, default=0.5, metavar="P", help="leave out what scores less (0.5)"
     )
+    command_line.add_config_options(parser, "the model's own; of another project's weights, what they tell")
     command_line.add_checkpoint_option(parser)
     arguments = parser.parse_args(argv)
     return command_line.run(lambda: _predict(arguments))
@@ -51,7 +59,10 @@ def _predict(arguments: argparse.Namespace) -> int:
             f"the pictures would come to lie among the images in {arguments.output}; name another --output"
         )
     command_line.check_choice(arguments.checkpoint, arguments.model)
-    detector = load_detector(arguments.model, arguments.checkpoint)
+    model = foreign_checkpoint.as_own(arguments.model, arguments)
+    if model == arguments.model:
+        foreign_checkpoint.refuse_config_options(model, arguments)
+    detector = load_detector(model, arguments.checkpoint)
     ids, names = list(detector.label_map), list(detector.label_map.values())
 
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import command_line
+import published_config
 
 if TYPE_CHECKING:
     from data.dataset import DetectionDataset
@@ -99,6 +100,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     runs = [_run(arguments, sweep, variant, seed, output) for seed in seeds for variant in variants]
     states = [run_state(run.folder, run.config) for run in runs]
     config = runs[0].config
+    published_config.check_paths(config, "data", "train.restore")
     source = command_line.require_source(config.data.evaluate, "data.evaluate")
     train_set = command_line.read_source(
         command_line.require_source(config.data.train, "data.train"),
@@ -106,6 +108,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
         config.model.num_classes,
     )
     evaluation_set = command_line.read_source(source, train_set.class_names, config.model.num_classes)
+    published_config.print_spare_classes(console, config)
     if "new" in states:
         _check_freezes(runs, train_set)
     console.print(

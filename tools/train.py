@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import command_line
+import published_config
 from example_caches import evaluation_cache, training_cache
 from resumption import lock_resumable, naming_earlier_ones, require_same_data, run_and_checkpoint
 
@@ -175,6 +176,7 @@ class _Start:
 
 
 def _read_data(config: "Config", console: "Console") -> _Data:
+    published_config.check_paths(config, "data", "train.restore")
     data, classes = config.data, config.model.num_classes
     train = command_line.read_source(
         command_line.require_source(data.train, "data.train"), data.class_names, classes
@@ -184,6 +186,7 @@ def _read_data(config: "Config", console: "Console") -> _Data:
         evaluate = command_line.read_source(data.evaluate, train.class_names, classes)
     for dataset in filter(None, (train, evaluate)):
         command_line.print_dataset(console, dataset)
+    published_config.print_spare_classes(console, config)
     return _Data(train, evaluate)
 
 
@@ -208,6 +211,7 @@ def _begin(
     # The run keeps the configuration as given, `--freeze auto` included; the plan says what came of it.
     resolved = resolve_auto(config, data.train, console)
     experiment = prepare(resolved, data.train.class_names, images=len(data.train))
+    command_line.print_import(console, experiment.imported)
     check_settings(config, experiment.schedule, is_evaluated=data.evaluate is not None)
     folder = _new_folder(arguments.run, arguments.config or arguments.pipeline_config)
     locks.enter_context(run_lock(folder))

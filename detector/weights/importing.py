@@ -46,7 +46,8 @@ class ImportReport:
 
     `source` is the file and `format` what it was recognised as.  `restored` says for the paths of the model
     whose values come from the file which entry that is, `fresh` for the others why they do not; `left` why
-    an entry of the file is not used.
+    an entry of the file is not used.  `classes` are the model's if its predictor has the file's values by
+    place, the first class those of the file's first: other projects' files do not name their classes.
     """
 
     source: str
@@ -54,6 +55,7 @@ class ImportReport:
     restored: dict[str, str]
     fresh: dict[str, str]
     left: dict[str, str]
+    classes: tuple[str, ...] = ()
 
     def provenance(self) -> dict[str, dict[str, Any]]:
         """Return per component where its values came from; see `detector.provenance`."""
@@ -72,7 +74,8 @@ def import_weights(model: FasterRCNN, path: str | Path, kind: str | None = None)
             "detection" restores those two, and nothing else, from a detector;
             "full" restores all of a detector.
             None stands for "classification" or "full", as the file may be.
-            Where the number of classes differs, the predictor's variables are fresh.
+            Where the number of classes differs, the predictor's variables are fresh; where it does not, a
+            detector of another project keeps them class by class, whatever the classes are called.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -98,6 +101,7 @@ def import_weights(model: FasterRCNN, path: str | Path, kind: str | None = None)
         {name: plan.origins[name].names[0] for name in shapes if name in values and name not in plan.fresh},
         {name: plan.fresh[name] for name in shapes if name in plan.fresh},
         dict(sorted(plan.left.items())),
+        model.class_names if importer is not native and f"{_CLASS_SCORES}bias" in plan.origins else (),
     )
 
 
@@ -143,7 +147,8 @@ def _kind(source: Source, importer: ModuleType, kind: str | None) -> str:
     if is_detector and kind == "classification":
         raise WeightsError(
             f"{source.path} is a detector's checkpoint, not a classifier's: use the type 'full' to restore "
-            "all of it, or 'detection' to restore its feature extractor and tower alone"
+            "all of it, or 'detection' to restore its feature extractor and tower alone "
+            "(train.restore.type, or --type of tools/import_weights.py)"
         )
     if not is_detector and kind != "classification":
         raise WeightsError(

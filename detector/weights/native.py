@@ -12,12 +12,14 @@ import tensorflow as tf
 
 from detector.checkpoint import CheckpointInfo
 from detector.faster_rcnn import FasterRCNN
+from detector.label_map import are_numbered
 from detector.weights.architecture import Architecture, architecture_of, backbone_paths
 from detector.weights.plan import FEATURES_ONLY, Origin, Plan, left_by_pattern
 from detector.weights.source import Source, WeightsError
 
 _LEFT = ((r"^optimizer/", "the optimizer's state"),)
 _PREDICTOR = "box_classifier/predictor/"
+_NAMED = 6  # classes that a reason names before it counts the rest
 
 
 def recognises(source: Source) -> bool:
@@ -104,6 +106,14 @@ def _match_classes(
     new = [name for name in ours if name not in row_of]
     if new:
         kept = [name for name in ours if name in row_of]
-        fresh[path] = (
-            f"new: {', '.join(new)}; keep their values: {', '.join(kept) or 'none but the background'}"
-        )
+        fresh[path] = f"new: {_listed(new)}; keep their values: {_listed(kept) or 'none but the background'}"
+        if not kept and are_numbered(theirs):
+            fresh[path] += (
+                f"; the file's classes are called 1 … {len(theirs)}: to name them, import it again with "
+                "tools/import_weights.py --label-map"
+            )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

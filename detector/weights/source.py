@@ -40,6 +40,11 @@ class Source:
     info: checkpoint.CheckpointInfo | None = None
 
 
+def exists(path: Path) -> bool:
+    """Whether there is something at `path`, which may be a TensorFlow checkpoint's prefix."""
+    return path.exists() or path.with_name(f"{path.name}.index").is_file()
+
+
 def open_source(path: str | Path) -> Source:
     """Open a checkpoint of this package, a TensorFlow checkpoint or a Keras `.h5` file.
 
