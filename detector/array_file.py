@@ -4,6 +4,7 @@ NAME.bin   the arrays
 NAME.npy   int64 [arrays, 1 + rank]: where each begins, and its shape
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,14 @@ class ArrayWriter:
     def __enter__(self) -> "ArrayWriter":
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._file.close()
-        np.save(self._index_path, np.array(self._index, np.int64))
+        if kind is not None:
+            return
+        index = io.BytesIO()
+        np.save(index, np.array(self._index, np.int64))
+        # Not by NumPy, whose error does not say that the disk is full.
+        self._index_path.write_bytes(index.getvalue())
 
     def append(self, value: np.ndarray) -> None:
         """Write an array, of the same rank as those before."""

@@ -1,6 +1,8 @@
 """Evaluation: run the model over a data set, map its boxes back to the files' images, and score them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,7 +56,8 @@ class Evaluator:
         self._cache_batch_size = cache_batch_size
         self._note = note
         self._graph = tf.function(model.detect, reduce_retracing=True, autograph=False)
-        self._kept: tuple[CachedFeatures, Detect] | None = None
+        self._folder: Path | None = None
+        self._detect_on_kept: Detect = self._detect
         self._uncached_plan: FreezePlan | None = None
         self.detections: list[dict[str, Any]] = []
 
@@ -71,20 +74,23 @@ class Evaluator:
         Raises:
             Stopped: it was stopped; `detections` are those of the call before.
         """
-        kept = self._open(plan, is_stopped) if plan is not None else None
-        if kept is not None:
-            features, detect = kept
-            batches: Iterable[Batch] = features.each_once(self._cache_batch_size)
+        features = self._open(plan, is_stopped) if plan is not None else None
+        if features is None:
+            batches = _until_stopped(self._batches, is_stopped)
+            self.detections = detect_all(self._detect, batches, self._category_ids)
         else:
-            detect, batches = self._detect, self._batches
-        self.detections = detect_all(detect, _until_stopped(batches, is_stopped), self._category_ids)
+            # Not in use between evaluations: training, which looks at its features at every step, may need
+            # the room.
+            with closing(features):
+                batches = _until_stopped(features.each_once(self._cache_batch_size), is_stopped)
+                self.detections = detect_all(self._detect_on_kept, batches, self._category_ids)
         return score(self._ground_truth, self.detections)
 
     def _detect(self, batch: Batch) -> Suppressed:
         return self._graph(batch["image"], batch["image_size_hw"])
 
-    def _open(self, plan: FreezePlan, is_stopped: Callable[[], bool]) -> tuple[CachedFeatures, Detect] | None:
-        """Return the features of what `plan` freezes, and how to detect on them; asked anew in every call.
+    def _open(self, plan: FreezePlan, is_stopped: Callable[[], bool]) -> CachedFeatures | None:
+        """Return the features of what `plan` freezes; asked anew in every call.
 
         So that what moved against the plan is noticed: its features have another name.
         """
@@ -94,12 +100,13 @@ class Evaluator:
         features = self._cache.open(self._model, plan, told.append, is_stopped)
         if features is None:
             self._uncached_plan = plan
-        elif self._kept is None or self._kept[0].folder != features.folder:
-            self._kept = features, tf.function(features.detect, reduce_retracing=True, autograph=False)
+        elif features.folder == self._folder:
+            return features
         else:
-            return self._kept
+            self._folder = features.folder
+            self._detect_on_kept = tf.function(features.detect, reduce_retracing=True, autograph=False)
         self._note("evaluation: " + told[-1])
-        return self._kept if features is not None else None
+        return features
 
 
 def _until_stopped(batches: Iterable[Batch], is_stopped: Callable[[], bool]) -> Iterator[Batch]:

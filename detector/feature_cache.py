@@ -1,52 +1,44 @@
 """Frozen features, computed once per example and kept on disk, and batches of them to train or detect from.
 
-A cache is a folder named after the digest of all that its contents depend on: the frozen variables' values,
-the model's configuration, where the prefix is cut, the examples and their augmentation, and the storage.  So
-a stale one cannot be used: it has another name.  In it:
+A cache is named after the digest of all that its contents depend on: the frozen variables' values, the
+model's configuration, where the prefix is cut, the examples and their augmentation, and the storage.  So a
+stale one cannot be used: it has another name.  Beside others in their folder (`detector/cache_folder.py`) it
+is a folder with
 
     cache.json   the fields with their dtypes, and what the cache was made of
     NAME.bin     one field's values, example after example, and
     NAME.npy     where each begins; see `detector/array_file.py`
-
-One that is being made lies in `.partial-…`, which belongs to the process that makes it: what a killed one
-leaves is deleted when the next cache is opened.
 """
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import tensorflow as tf
 
 from detector.array_file import ArrayFile, ArrayWriter
+from detector.cache_folder import PAGE, CacheFolder, CacheTooLargeError, MakeRoom, gigabytes
 from detector.digest import digests
 from detector.faster_rcnn import FasterRCNN
 from detector.freeze import FreezePlan
 from detector.frozen_prefix import FrozenPrefix, Sizes, find_cut
-from detector.owned_folder import delete_orphans, owned_folder
+from detector.owned_folder import bytes_in
 from detector.stop_requests import Stopped
 from detector.suppression import Suppressed
 
 _FORMAT = 1
-_PAGE = "cache.json"
-_PARTIAL = ".partial-"
 # Kept at the precision asked for; all else (boxes, logits, labels) as it is.
 _FEATURES = ("features", "crop_features")
 # A batch's entries that are kept beside the outputs.  Not the image: it is what the outputs stand for.
 _LABELS = ("image_size_hw", "boxes_yxyx", "classes", "is_crowd", "image_id", "original_size_hw")
 
 Batch = Mapping[str, tf.Tensor]
-
-
-class CacheTooLargeError(ValueError):
-    """The features would not fit into the limit; the message says what would help."""
 
 
 class CacheStopped(Stopped):
@@ -84,7 +76,8 @@ class FeatureCache:
         """Keep features of `views` under `folder`.
 
         Args:
-            folder: of all caches; those longest unused are deleted where the budget asks for it.
+            folder: of all caches; those longest unused are deleted where the budget asks for it, unless they
+                are in use.
             views: the examples.
             limit_bytes: the budget of `folder`.
             storage: the dtype of the features on disk; float16 takes half the room, at a relative error of
@@ -92,9 +85,8 @@ class FeatureCache:
             model_config: the model's configuration, part of the key: what it says besides the variables'
                 values (precision, anchors, numbers of proposals) changes what is computed.
         """
-        self._folder = Path(folder)
+        self._caches = CacheFolder(Path(folder), limit_bytes)
         self._views = views
-        self._limit = limit_bytes
         self._storage = storage
         self._model_config = dict(model_config)
 
@@ -123,8 +115,8 @@ class FeatureCache:
         if cut is None:
             note("no features to cache: what comes first in the model trains")
             return None
-        if freed := delete_orphans(self._folder, _PARTIAL):
-            note(f"deleted {_gigabytes(freed)} in {self._folder}, which killed runs left half made")
+        if freed := self._caches.delete_half_made():
+            note(f"deleted {gigabytes(freed)} in {self._caches.path}, which killed runs left half made")
         prefix = FrozenPrefix(model, cut)
         parts = {
             "format": _FORMAT,
@@ -138,53 +130,35 @@ class FeatureCache:
             "variables": digests(prefix.variables),
         }
         name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
-        place = self._folder / name
-        if (place / _PAGE).is_file():
-            (place / _PAGE).touch()
-            note(f"features {cut}: {_gigabytes(_size(place))} in {place}, made before")
-        else:
+        page, came = self._caches.find(name), "made before"
+        if page is None:
             try:
-                self._make(prefix, place, parts, is_stopped)
+                page = self._caches.make(name, partial(self._compute, prefix, parts, is_stopped))
             except CacheTooLargeError as error:
                 note(f"features {cut} are computed at every step: {error}")
                 return None
-            note(
-                f"features {cut}: {_gigabytes(_size(place))} in {place}, "
-                f"computed once for {self._views.entries} examples"
-            )
-        return CachedFeatures(place, prefix, self._views.entry_at)
+            came = f"computed once for {self._views.entries} examples"
+        place = self._caches.path / name
+        note(f"features {cut}: {gigabytes(bytes_in(place))} in {place}, {came}")
+        return CachedFeatures(place, page, prefix, self._views.entry_at)
 
     @property
     def _is_for_training(self) -> bool:
         return self._views.entry_at is not None
 
-    def _make(
+    def _compute(
         self,
         prefix: FrozenPrefix,
-        place: Path,
         parts: Mapping[str, Any],
         is_stopped: Callable[[], bool],
-    ) -> None:
-        """Compute into a folder of another name, so that `place` is there only when it is complete."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with owned_folder(self._folder, _PARTIAL) as partial:
-            features = partial / "features"
-            features.mkdir()
-            try:
-                self._compute(prefix, features, parts, is_stopped)
-                features.rename(place)
-            except OSError:
-                # Another run was faster: its cache has the same contents.
-                if not (place / _PAGE).is_file():
-                    raise
-
-    def _compute(
-        self, prefix: FrozenPrefix, folder: Path, parts: Mapping[str, Any], is_stopped: Callable[[], bool]
+        folder: Path,
+        make_room: MakeRoom,
     ) -> None:
         outputs = tf.function(
             partial(prefix.outputs, training=self._is_for_training), reduce_retracing=True, autograph=False
         )
         dtypes: dict[str, str] = {}
+        seen = needed = 0
         with ExitStack() as files:
             writers: dict[str, ArrayWriter] = {}
             for batch in self._views.batches():
@@ -192,7 +166,6 @@ class FeatureCache:
                     raise CacheStopped
                 values = outputs(batch["image"], batch["image_size_hw"])
                 values = {**values, **{label: batch[label] for label in _LABELS}}
-                is_first = not writers
                 is_entry = batch["image_id"].numpy() >= 0
                 for field, value in values.items():
                     stored = self._stored(field, value)
@@ -201,10 +174,14 @@ class FeatureCache:
                         writers[field] = files.enter_context(ArrayWriter(folder, field, stored.dtype.name))
                     for row in stored[is_entry]:
                         writers[field].append(row)
-                if is_first:
-                    self._make_room(sum(writer.bytes for writer in writers.values()), int(is_entry.sum()))
+                seen += int(is_entry.sum())
+                written = sum(writer.bytes for writer in writers.values())
+                # Judged by the first batch, and anew once that proves too little: canvases may differ.
+                if written > needed:
+                    needed = -(-written * self._views.entries // seen)
+                make_room(needed, written)
         fields = {name: {"dtype": dtypes[name], "stored": w.dtype} for name, w in writers.items()}
-        (folder / _PAGE).write_text(json.dumps({"fields": fields, **parts}, indent=1), encoding="utf-8")
+        (folder / PAGE).write_text(json.dumps({"fields": fields, **parts}, indent=1), encoding="utf-8")
 
     def _stored(self, field: str, value: tf.Tensor) -> np.ndarray:
         if field in _FEATURES and self._storage == "float16" and value.dtype == tf.float32:
@@ -212,38 +189,29 @@ class FeatureCache:
             value = tf.cast(tf.clip_by_value(value, -largest, largest), tf.float16)
         return value.numpy()
 
-    def _make_room(self, batch_bytes: int, batch_entries: int) -> None:
-        """Delete the caches longest unused until this one fits, judged by its first batch."""
-        needed = -(-batch_bytes * self._views.entries // batch_entries)
-        free = shutil.disk_usage(self._folder).free + batch_bytes
-        what = f"the features of {self._views.entries} examples take {_gigabytes(needed)}"
-        remedy = "use fewer views, store float16, or freeze further"
-        if needed > self._limit:
-            raise CacheTooLargeError(
-                f"{what}, and the limit is {_gigabytes(self._limit)}: raise train.cache_limit_gb, {remedy}"
-            )
-        others = sorted(self._folder.glob(f"*/{_PAGE}"), key=lambda page: page.stat().st_mtime)
-        taken = {page.parent: _size(page.parent) for page in others}
-        while taken and sum(taken.values()) + needed > self._limit:
-            oldest = next(iter(taken))
-            free += taken.pop(oldest)
-            shutil.rmtree(oldest)
-        if needed > free:
-            raise CacheTooLargeError(
-                f"{what}, but the disk has {_gigabytes(free)} left: name another train.cache_folder, {remedy}"
-            )
-
 
 class CachedFeatures:
-    """What was kept, memory-mapped: batches to train from and their losses, or to detect on."""
+    """What was kept, memory-mapped: batches to train from and their losses, or to detect on.
 
-    def __init__(self, folder: Path, prefix: FrozenPrefix, entry_at: Callable[[int], int] | None):
+    The cache stays on the disk until this is closed or forgotten.
+    """
+
+    def __init__(
+        self, folder: Path, page: IO[bytes], prefix: FrozenPrefix, entry_at: Callable[[int], int] | None
+    ):
+        """Map the files of a cache, given its page, held."""
         self.folder = folder
-        fields = json.loads((folder / _PAGE).read_text(encoding="utf-8"))["fields"]
+        self._page = page
+        fields = json.load(page)["fields"]
         self._dtypes = {name: tf.as_dtype(field["dtype"]) for name, field in fields.items()}
         self._fields = {n: ArrayFile(folder, n, tf.as_dtype(field["stored"])) for n, field in fields.items()}
         self._prefix = prefix
         self._entry_at = entry_at
+
+    def close(self) -> None:
+        """Let others delete the cache; no batch can be read after that, but what was traced goes on."""
+        self._fields = {}
+        self._page.close()
 
     def named_losses(self, batch: Batch, seed: tf.Tensor) -> dict[str, tf.Tensor]:
         """Return what `FasterRCNN.named_losses` does, for one of the `batches`."""
@@ -305,11 +273,3 @@ class CachedFeatures:
             .map(load, num_parallel_calls=2, deterministic=True)
             .prefetch(4)
         )
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir())
-
-
-def _gigabytes(count: float) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

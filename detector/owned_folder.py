@@ -10,7 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+
+from detector.held_file import is_in_place
 
 _LOCK = "owner.lock"
 
@@ -27,7 +28,7 @@ def owned_folder(parent: Path, prefix: str) -> Iterator[Path]:
         # A file system without locks has no orphans either: none that can be told.
         with suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
-        if _is_in_place(lock, folder):
+        if is_in_place(lock, folder / _LOCK):
             break
         lock.close()
     try:
@@ -44,15 +45,31 @@ def delete_orphans(parent: Path, prefix: str) -> int:
         # Nobody can lock the file, or it cannot be locked: somebody owns the folder, or it cannot be told.
         with suppress(OSError), open(folder / _LOCK, "ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_in_place(lock, folder):
-                freed += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            if is_in_place(lock, folder / _LOCK):
+                freed += bytes_in(folder)
                 shutil.rmtree(folder, ignore_errors=True)
     return freed
 
 
-def _is_in_place(lock: IO[bytes], folder: Path) -> bool:
-    """Whether the lock that is held is still the one of the folder: it may have been deleted meanwhile."""
-    try:
-        return os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / _LOCK))
-    except FileNotFoundError:
-        return False
+def owned_before(own: Path, prefix: str) -> list[Path]:
+    """Return the folders PREFIX… beside `own`, one's own folder, that were made before it."""
+
+    def age(folder: Path) -> tuple[int, str]:
+        return (folder / _LOCK).stat().st_mtime_ns, folder.name  # nobody writes to it
+
+    older = []
+    for folder in own.parent.glob(f"{prefix}*"):
+        with suppress(FileNotFoundError):  # it is not yet owned, or is deleted just now
+            if age(folder) < age(own):
+                older.append(folder)
+    return older
+
+
+def bytes_in(folder: Path) -> int:
+    """Return how many bytes the files in and below `folder` have; others may delete some meanwhile."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.stat(os.path.join(parent, name)).st_size
+    return total

@@ -20,7 +20,7 @@ from detector.config import Config
 from detector.determinism import enable_determinism
 from detector.digest import digests
 from detector.faster_rcnn import FasterRCNN
-from detector.feature_cache import FeatureCache
+from detector.feature_cache import CachedFeatures, FeatureCache
 from detector.freeze import FreezePlan
 from detector.freeze_proof import FreezeProof, prove
 from detector.freeze_schedule import FreezeSchedule, lr_factors_of
@@ -173,7 +173,10 @@ def fit(
             stop_requests=requested,
             at=at,
         )
-        training.go_on()
+        try:
+            training.go_on()
+        finally:
+            training.let_go()
     return FitResult(
         training.at.step,
         training.scores,
@@ -209,6 +212,7 @@ class _Training:
         self._step: Step | None = None
         self._batches: Iterator[Batch] = iter(())
         self._uncached: Iterator[Batch] | None = None  # goes on over stages; kept features have their own
+        self._kept: CachedFeatures | None = None
 
     def go_on(self) -> None:
         """Take steps up to the last one, or until patience ends, and evaluate between them.
@@ -243,6 +247,13 @@ class _Training:
                 f"stopped early at step {self.at.step}: {self.at.evaluations_since_best} evaluations without "
                 "a better AP"
             )
+
+    def let_go(self) -> None:
+        """Let go of the freeze stage's kept features, so that others may take their room."""
+        if self._kept is not None:
+            self._batches = iter(())  # which reads them ahead
+            self._kept.close()
+            self._kept = None
 
     def prove_stage(self) -> FreezeProof:
         """Prove the present freeze stage; what is proved is written before a failure is raised."""
@@ -306,14 +317,14 @@ class _Training:
         """Make the step of the freeze stage, to be traced, and its batches from the present step on."""
         settings, plan = self.config.train, self._plan()
         plan.apply(self.model.components)
-        kept = None
+        self.let_go()
         if self.cache is not None:
             try:
-                kept = self.cache.open(self.model, plan, self.progress.note, self._is_stopped)
+                self._kept = self.cache.open(self.model, plan, self.progress.note, self._is_stopped)
             except Stopped:
                 raise self._interrupted() from None
-        if kept is not None:
-            self._uncached, self._batches = None, iter(kept.batches(settings.batch_size, self.at.step))
+        if self._kept is not None:
+            self._uncached, self._batches = None, iter(self._kept.batches(settings.batch_size, self.at.step))
         else:
             self._uncached = self._uncached or self._iterate_source()
             self._batches = self._uncached
@@ -327,7 +338,7 @@ class _Training:
                 "rpn": self.config.model.rpn.l2,
                 "box_classifier/predictor": self.config.model.box_classifier.l2,
             },
-            named_losses=kept.named_losses if kept is not None else None,
+            named_losses=self._kept.named_losses if self._kept is not None else None,
         )
         if self.run is not None:
             assert self.at.stage is not None

@@ -199,6 +199,14 @@ def make_batch() -> Callable[..., dict[str, tf.Tensor]]:
 
 
 @pytest.fixture
+def five(tmp_path, tiny_config) -> Any:
+    """Return five examples whose features are kept in `tmp_path`; see `five_examples.py`."""
+    from five_examples import FiveExamples
+
+    return FiveExamples(tmp_path / "features", tiny_config().model.model_dump(mode="json"))
+
+
+@pytest.fixture
 def shared() -> Path:
     """Return the folder of real data and reference values beside the checkout; skip the test without it."""
     folder = Path(__file__).resolve().parents[2] / "shared"

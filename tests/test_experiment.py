@@ -42,7 +42,9 @@ def test_the_refusal_to_freeze_what_a_type_left_in_the_file_names_the_type(
     model = tiny_model()
     restored = [path for path in model.variables_by_path if not path.startswith("rpn/")]
     config = tiny_config("freeze.freeze=[rpn]", f"train.restore={{path: model.ckpt, type: {kind}}}")
-    with pytest.raises(FreezeError, match=f"freeze 6 fresh variables.*; {remedy}.*, or set freeze.allow_fresh"):
+    with pytest.raises(
+        FreezeError, match=f"freeze 6 fresh variables.*; {remedy}.*, or set freeze.allow_fresh"
+    ):
         schedule_of(config, rows_of(model.components, restored=restored), is_restored=True)
 
 

@@ -1,4 +1,5 @@
 import fcntl
+import os
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from detector import owned_folder as module
-from detector.owned_folder import delete_orphans, owned_folder
+from detector.owned_folder import bytes_in, delete_orphans, owned_before, owned_folder
 
 OWNER = """
 import sys
@@ -106,3 +107,26 @@ def test_without_locks_nothing_is_taken_for_an_orphan(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse)
     with owned_folder(tmp_path, ".partial-") as folder:
         assert delete_orphans(tmp_path, ".partial-") == 0 and folder.is_dir()
+
+
+def test_who_was_there_before(tmp_path):
+    made = [owned_folder(tmp_path, ".partial-") for _ in range(4)]
+    with made[0] as first, made[1] as one, made[2] as other, made[3] as last:
+        (tmp_path / ".partial-locked-by-nobody-yet").mkdir()
+        for folder, second in ((first, 1), (one, 2), (other, 2), (last, 3)):
+            os.utime(folder / "owner.lock", (second, second))
+        (first / "new").touch()
+        assert owned_before(first, ".partial-") == []
+        assert set(owned_before(last, ".partial-")) == {first, one, other}
+        # One of two that were made at the same time came before the other.
+        before = {folder: set(owned_before(folder, ".partial-")) for folder in (one, other)}
+        earlier, later = sorted(before, key=lambda folder: len(before[folder]))
+        assert before == {earlier: {first}, later: {first, earlier}}
+
+
+def test_bytes_are_those_of_all_files_below(tmp_path):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "one").write_bytes(bytes(10))
+    (tmp_path / "two").write_bytes(bytes(5))
+    (tmp_path / "three").symlink_to("deleted meanwhile")
+    assert bytes_in(tmp_path) == 15

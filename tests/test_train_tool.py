@@ -23,6 +23,7 @@ import yaml
 from data.pipeline import training_batches
 from data.shapes import IMAGE_COUNTS, make_shapes
 from detector import checkpoint
+from detector.cost import StageCost
 from detector.run_lock import run_lock
 
 # TensorFlow's notice that data sets are not run eagerly.
@@ -403,3 +404,31 @@ def test_a_loss_that_is_not_finite_is_one_message(config, tmp_path, capsys):
 def test_a_cache_limit_without_a_cache_is_refused(capsys):
     assert train.main(["--cache-limit", "5"]) == 2
     assert "--cache-limit goes with --set train.cache=features" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("eagerly")
+def test_kept_features_give_the_losses_and_scores_of_the_run_without(config, tmp_path, capsys, monkeypatch):
+    # What the plan saves, which is told first, takes longer to count than the step.
+    monkeypatch.setattr("detector.cost.stage_costs", lambda model, canvas_hw: [StageCost("rpn", 1)])
+    folder = tmp_path / "features"
+    options = ["--config", str(config), "--freeze", "feature_extractor", "--allow-fresh", "--no-progress"]
+    options += ["--set", "train.steps=1", "--set", "train.views=2", "--set", "train.evaluate_at_start=false"]
+    cache = ["--set", "train.cache=features", "--set", f"train.cache_folder={folder}", "--cache-limit", "1"]
+    assert train_tool.main([*options, "--run", str(tmp_path / "without")]) == 0
+    capsys.readouterr()
+    assert train_tool.main([*options, *cache, "--run", str(tmp_path / "with")]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"\nevaluation: features after .*, computed once for 12 examples\n", said)
+    assert re.search(
+        r"\nfeatures after feature_extractor/Mixed_4e: .*, computed once for 24 examples\n", said
+    )
+    assert len(list(folder.glob("*/cache.json"))) == 2
+
+    def numbers(name):
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        trained, scored = map(json.loads, lines)
+        assert trained["loss"] > 0 and "evaluation/AP" in scored
+        # None where the data set has no box of a size.
+        return {key: -1 if value is None else value for key, value in {**trained, **scored}.items()}
+
+    assert numbers("with") == pytest.approx(numbers("without"), rel=1e-5, abs=1e-6)
