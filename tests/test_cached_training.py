@@ -17,7 +17,8 @@ from detector.freeze_schedule import resolve_schedule
 from detector.held_file import take_alone
 from detector.owned_folder import bytes_in
 from detector.run_log import RunLog
-from detector.train import Interrupted, fit
+from detector.train import fit
+from detector.training_loop import Interrupted
 
 pytestmark = [
     pytest.mark.usefixtures("rewritten_graphs"),

@@ -20,7 +20,8 @@ from detector.freeze_schedule import FreezeSchedule, FreezeStage
 from detector.optimizer import GroupedOptimizer
 from detector.run_log import RunLog
 from detector.stop_requests import Stopped
-from detector.train import Interrupted, NonFiniteLossError, fit
+from detector.train import fit
+from detector.training_loop import Interrupted, NonFiniteLossError
 from detector.training_step import make_step
 
 COMPONENTS = ("feature_extractor", "rpn", "box_classifier")
@@ -70,7 +71,7 @@ def fake(monkeypatch):
 
         return step
 
-    monkeypatch.setattr("detector.train.make_step", make)
+    monkeypatch.setattr("detector.training_loop.make_step", make)
     return record
 
 

@@ -291,7 +291,7 @@ def test_a_frozen_variable_that_moved_is_one_message(config, tmp_path, capsys, m
 
         return step
 
-    monkeypatch.setattr("detector.train.make_step", make_step)
+    monkeypatch.setattr("detector.training_loop.make_step", make_step)
     run = tmp_path / "run"
     start = ["--config", str(config), "--run", str(run), "--freeze", "rpn", "--allow-fresh", "--no-progress"]
     assert train_tool.main([*start, "--set", "train.steps=1", "--set", "data.evaluate=null"]) == 1

@@ -61,7 +61,7 @@ def run(main: Callable[[], int]) -> int:
     import tensorflow as tf
 
     from detector.freeze_proof import FreezeProofError
-    from detector.train import NonFiniteLossError
+    from detector.training_loop import NonFiniteLossError
 
     settle_process()
     try:

@@ -72,7 +72,8 @@ def _train(
     from detector.resizer import to_canvas
     from detector.run_log import RunLog
     from detector.score_table import score_table
-    from detector.train import Interrupted, fit
+    from detector.train import fit
+    from detector.training_loop import Interrupted
 
     console = Console(highlight=False)
     limit = [] if arguments.cache_limit is None else [f"train.cache_limit_gb={arguments.cache_limit}"]
