@@ -198,7 +198,7 @@ def make_batch() -> Callable[..., dict[str, tf.Tensor]]:
     return tiny_batch
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """Return the folder of real data and reference values beside the checkout; skip the test without it."""
     folder = Path(__file__).resolve().parents[2] / "shared"
