@@ -28,7 +28,7 @@ from scipy.optimize import linear_sum_assignment
 from detector.box_classifier import BoxPredictions, crop_features, draw_proposals
 from detector.boxes import clip_to_window, decode
 from detector.determinism import enable_determinism
-from detector.faster_rcnn import FasterRCNN, FirstStage
+from detector.faster_rcnn import FasterRCNN, FirstStage, height_and_width
 from detector.resizer import Resizer
 from detector.rpn import Proposals, RpnOutputs
 from detector.sampling import GroundTruth
@@ -81,79 +81,102 @@ class Comparison:
         return self.problem is None and self.error <= self.tolerance
 
 
+@dataclass(frozen=True)
+class FirstPass:
+    """A reference's image, and what the model's first stage makes of it.
+
+    `image` float32 [1, H, W, 3], the canvas; `size_hw` int32 [1, 2]; `first` as at inference.
+    """
+
+    image: tf.Tensor
+    size_hw: tf.Tensor
+    first: FirstStage
+
+    @property
+    def canvas_hw(self) -> list[int]:
+        """Height and width of the canvas."""
+        return list(self.image.shape[1:3])
+
+    @property
+    def canvas_box(self) -> np.ndarray:
+        """Height, width, height, width of the canvas."""
+        return np.array(2 * self.canvas_hw, np.float32)
+
+
+def first_pass(model: FasterRCNN, resizer: Resizer, reference: Mapping[str, np.ndarray]) -> FirstPass:
+    """Run the first stage on a reference's image, once for all that is compared.
+
+    Args:
+        model: built with `TRAINING_SETTINGS`, with the reference's weights.
+        resizer: the model's.
+        reference: arrays by key.
+
+    Raises:
+        ValueError: the reference lacks an image, or holds more than one.
+    """
+    image = _input(reference, "image")
+    if image.ndim != 4 or image.shape[0] != 1 or image.shape[-1] != 3:
+        raise ValueError(f"the reference's image must be [1, height, width, 3], got {list(image.shape)}")
+    canvas, size_hw = resizer(tf.constant(image[0]))
+    return FirstPass(canvas[tf.newaxis], size_hw[tf.newaxis], model.first_stage(canvas[tf.newaxis]))
+
+
 def compare(
-    model: FasterRCNN, resizer: Resizer, reference: Mapping[str, np.ndarray], names: Mapping[str, str]
+    model: FasterRCNN, start: FirstPass, reference: Mapping[str, np.ndarray], names: Mapping[str, str]
 ) -> Iterator[Comparison]:
     """Yield a comparison for every key of `reference` but its inputs.
 
     On a CPU TensorFlow's deterministic operations are switched on, for the whole process.
 
     Args:
-        model: built with `TRAINING_SETTINGS`, with the reference's weights.
-        resizer: the model's.
+        model: see `first_pass`.
+        start: its result.
         reference: arrays by key.
         names: {path: name of the variable in the keys}.
 
     Raises:
-        ValueError: the reference lacks an input, or holds more than one image.
+        ValueError: the reference lacks the ground truth of its losses.
     """
     enable_determinism()
-    inputs = _read_inputs(reference, resizer)
-    ours = _inference(model, inputs, reference)
+    values = _inference(model, start, reference)
     if any(key.startswith("train/") for key in reference):
-        ours |= _training(model, inputs, reference, names)
-    ours = _in_the_order_of(reference, ours)
+        values |= _training(model, start, reference, names)
+    values = _in_the_order_of(reference, values)
     for key, theirs in reference.items():
         if key not in ("image", "train/groundtruth_boxes", "train/groundtruth_classes_0based"):
-            yield _compare(key, np.asarray(theirs), ours)
+            yield _compare(key, np.asarray(theirs), values)
 
 
-def end_to_end(model: FasterRCNN, resizer: Resizer, reference: Mapping[str, np.ndarray]) -> dict[str, float]:
+def end_to_end(model: FasterRCNN, start: FirstPass, reference: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Return the part of the reference's proposals and detections that the model finds by itself, by key.
 
-    Arguments and errors are those of `compare`.
+    Arguments are those of `compare`.
     """
-    ours = _in_the_order_of(reference, _inference(model, _read_inputs(reference, resizer), {}))
+    values = _in_the_order_of(reference, _inference(model, start, {}))
     keys = ("infer/proposal_boxes", "infer/detections.detection_boxes", "infer/detections.detection_classes")
     return {
-        key: 1.0 - _differing_rows(key, ours[key], np.asarray(reference[key]))
+        key: 1.0 - _differing_rows(key, values[key], np.asarray(reference[key]))
         for key in keys
-        if key in reference and reference[key].shape == ours[key].shape
+        if key in reference and reference[key].shape == values[key].shape
     }
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """`image` float32 [1, H, W, 3], the canvas; `size_hw` int32 [1, 2]."""
-
-    image: tf.Tensor
-    size_hw: tf.Tensor
-
-    @property
-    def canvas_hw(self) -> list[int]:
-        return list(self.image.shape[1:3])
-
-    @property
-    def canvas_box(self) -> np.ndarray:
-        return np.array(2 * self.canvas_hw, np.float32)
-
-
 def _inference(
-    model: FasterRCNN, inputs: _Inputs, reference: Mapping[str, np.ndarray]
+    model: FasterRCNN, start: FirstPass, reference: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    first = model.first_stage(inputs.image)
-    proposals = model.propose(_with_given_outputs(first, reference), inputs.size_hw)
-    given = _given_proposals(reference, "infer", inputs) or proposals
-    cropped = model.crops(first.features, given, inputs.canvas_hw)
+    first = start.first
+    proposals = model.propose(_with_given_outputs(first, reference), start.size_hw)
+    given = _given_proposals(reference, "infer", start) or proposals
+    cropped = model.crops(first.features, given, start.canvas_hw)
     tower = model.box_classifier.tower(cropped)
     predictions = model.box_classifier.predictor(tower)
-    found = model.detections(predictions, given, inputs.size_hw)
-    normalized = proposals.boxes_yxyx / inputs.canvas_box
+    found = model.detections(predictions, given, start.size_hw)
+    normalized = proposals.boxes_yxyx / start.canvas_box
     values = {
         # The preprocessed pixels are subsampled without saying so in their key.
-        "preprocessed": model.preprocess(inputs.image)[:, ::16, ::16],
-        "image_shape": tf.shape(inputs.image),
-        "true_image_shapes": tf.concat([inputs.size_hw, [[3]]], axis=1),
+        "preprocessed": model.preprocess(start.image)[:, ::16, ::16],
+        "image_shape": tf.shape(start.image),
+        "true_image_shapes": tf.concat([start.size_hw, [[3]]], axis=1),
         "rpn_features_to_crop": first.features,
         "rpn_box_predictor_features": first.outputs.hidden,
         "anchors": first.anchors_yxyx,
@@ -163,34 +186,34 @@ def _inference(
         "proposal_boxes_normalized": normalized,
         "final_anchors": normalized,
         "num_proposals": proposals.count,
-        "crops14": crop_features(first.features, given.boxes_yxyx, inputs.canvas_box[:2], 14),
+        "crops14": crop_features(first.features, given.boxes_yxyx, start.canvas_box[:2], 14),
         "box_classifier_features": tower,
         "class_predictions_with_background": predictions.class_logits,
         "refined_box_encodings": predictions.box_encodings,
         # The original normalises detections by the image, not by the canvas.
-        "detections.detection_boxes": found.boxes_yxyx / tf.cast(tf.tile(inputs.size_hw, [1, 2]), tf.float32),
+        "detections.detection_boxes": found.boxes_yxyx / tf.cast(tf.tile(start.size_hw, [1, 2]), tf.float32),
         "detections.detection_scores": found.scores,
         "detections.detection_classes": found.classes,
-        "detections.detection_anchor_indices": _proposals_of(found, given, predictions, inputs.size_hw),
+        "detections.detection_anchor_indices": _proposals_of(found, given, predictions, start.size_hw),
         "detections.num_detections": found.count,
     }
     return {f"infer/{key}": np.asarray(value) for key, value in values.items()}
 
 
 def _training(
-    model: FasterRCNN, inputs: _Inputs, reference: Mapping[str, np.ndarray], names: Mapping[str, str]
+    model: FasterRCNN, start: FirstPass, reference: Mapping[str, np.ndarray], names: Mapping[str, str]
 ) -> dict[str, np.ndarray]:
-    boxes = _input(reference, "train/groundtruth_boxes") * inputs.canvas_box
+    boxes = _input(reference, "train/groundtruth_boxes") * start.canvas_box
     classes = _input(reference, "train/groundtruth_classes_0based")
     batch = {
-        "image": inputs.image,
-        "image_size_hw": inputs.size_hw,
+        "image": start.image,
+        "image_size_hw": start.size_hw,
         "boxes_yxyx": tf.constant(boxes[np.newaxis], tf.float32),
         "classes": tf.constant(classes[np.newaxis], tf.int32),
         "is_crowd": tf.zeros([1, len(classes)], tf.bool),
     }
     seed = tf.constant([0, 0])
-    given = _given_proposals(reference, "train", inputs)
+    given = _given_proposals(reference, "train", start)
     variables = {path: variable for path, variable in model.variables_by_path.items() if variable.trainable}
     with tf.GradientTape() as tape:
         losses = model.named_losses(batch, seed, training=False, proposals=given)
@@ -199,31 +222,24 @@ def _training(
         total, list(variables.values()), unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
 
-    first = model.first_stage_of_features(
-        model.feature_extractor(model.preprocess(inputs.image)), inputs.canvas_hw, training=True
+    features = start.first.features
+    first = model.first_stage_of_outputs(
+        features, start.first.outputs, height_and_width(features), start.canvas_hw, training=True
     )
     drawn, _ = draw_proposals(
-        model.propose(_with_given_outputs(first, reference), inputs.size_hw),
+        model.propose(_with_given_outputs(first, reference), start.size_hw),
         GroundTruth.of(batch),
         seed,
         batch_size=model.box_classifier_settings.batch_size,
         positive_fraction=model.box_classifier_settings.positive_fraction,
     )
     values = {f"train/loss.{key}": losses[name] for key, name in _LOSSES.items()}
-    values["train/proposal_boxes_normalized"] = drawn.boxes_yxyx / inputs.canvas_box
+    values["train/proposal_boxes_normalized"] = drawn.boxes_yxyx / start.canvas_box
     values["train/num_proposals"] = drawn.count
     for path, gradient in zip(variables, gradients, strict=True):
         values[f"train/grad.{names[path]}"] = gradient
         values[f"train/gradnorm.{names[path]}"] = tf.norm(gradient)
     return {key: np.asarray(value) for key, value in values.items()}
-
-
-def _read_inputs(reference: Mapping[str, np.ndarray], resizer: Resizer) -> _Inputs:
-    image = _input(reference, "image")
-    if image.ndim != 4 or image.shape[0] != 1 or image.shape[-1] != 3:
-        raise ValueError(f"the reference's image must be [1, height, width, 3], got {list(image.shape)}")
-    canvas, size_hw = resizer(tf.constant(image[0]))
-    return _Inputs(canvas[tf.newaxis], size_hw[tf.newaxis])
 
 
 def _input(reference: Mapping[str, np.ndarray], key: str) -> np.ndarray:
@@ -244,12 +260,12 @@ def _with_given_outputs(first: FirstStage, reference: Mapping[str, np.ndarray]) 
     return replace(first, outputs=RpnOutputs(first.outputs.hidden, box_encodings, objectness))
 
 
-def _given_proposals(reference: Mapping[str, np.ndarray], mode: str, inputs: _Inputs) -> Proposals | None:
+def _given_proposals(reference: Mapping[str, np.ndarray], mode: str, start: FirstPass) -> Proposals | None:
     """Return the reference's proposals in `mode`; they have no scores."""
     key = f"{mode}/proposal_boxes_normalized"
     if key not in reference:
         return None
-    boxes = tf.constant(np.asarray(reference[key]) * inputs.canvas_box, tf.float32)
+    boxes = tf.constant(np.asarray(reference[key]) * start.canvas_box, tf.float32)
     # Padding is a box without extent, which no proposal is.
     count = tf.reduce_sum(tf.cast(tf.reduce_any(boxes != 0.0, axis=-1), tf.int32), axis=1)
     return Proposals(boxes, tf.zeros(tf.shape(boxes)[:2]), count)

@@ -206,7 +206,7 @@ def five(tmp_path, tiny_config) -> Any:
     return FiveExamples(tmp_path / "features", tiny_config().model.model_dump(mode="json"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """Return the folder of real data and reference values beside the checkout; skip the test without it."""
     folder = Path(__file__).resolve().parents[2] / "shared"

@@ -1,4 +1,6 @@
+import re
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,30 +18,42 @@ REFERENCES = {
     "faster_rcnn_inception_v2": "faster_rcnn_inception_v2_coco_2018_01_28",
     "faster_rcnn_resnet50_v1": "faster_rcnn_resnet50_v1_640x640_coco17_tpu-8",
 }
+# Of gradients, on any CPU: Inception's max pools switch where rounding decides, ResNet's first alone is one.
+LARGEST_GRADIENT_ERROR = {"faster_rcnn_inception_v2": 1e-2, "faster_rcnn_resnet50_v1": 1e-3}
+# Of rows, in percent: equal scores abound over the padding of ResNet's image, and the last digit decides what
+# is kept there.  97.7 were found on one CPU.
+LEAST_FOUND = {"faster_rcnn_inception_v2": 100.0, "faster_rcnn_resnet50_v1": 95.0}
 
 
-@pytest.fixture
-def seeded(shared, tmp_path, monkeypatch):
-    """Write the checkpoint of a reference; return the arguments that compare it."""
-    monkeypatch.syspath_prepend(str(shared / "oracle"))
-    import seeded_checkpoint
+def arguments(shared, name, checkpoint, reference=None):
+    """Return what compares a checkpoint with a reference, by default the stored one."""
+    stored = shared / "oracle" / "reference"
+    return [
+        *("--checkpoint", str(checkpoint)),
+        *("--model-config", str(stored / f"{name}.model.config")),
+        *("--reference", str(reference or stored / f"{name}.npz")),
+    ]
 
-    def arguments(name, reference=None):
-        prefix = tmp_path / "model.ckpt"
+
+@pytest.fixture(scope="module")
+def seeded(shared, tmp_path_factory):
+    """Return a function from a reference's name to its checkpoint, written once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(shared / "oracle"))
+        import seeded_checkpoint
+
+    @cache
+    def write(name):
+        prefix = tmp_path_factory.mktemp(name) / "model.ckpt"
         seeded_checkpoint.main(str(shared / "oracle" / "zoo" / f"{REFERENCES[name]}.tsv"), str(prefix))
-        stored = shared / "oracle" / "reference"
-        return [
-            *("--checkpoint", str(prefix)),
-            *("--model-config", str(stored / f"{name}.model.config")),
-            *("--reference", str(reference or stored / f"{name}.npz")),
-        ]
+        return prefix
 
-    return arguments
+    return write
 
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_the_detector_computes_what_the_original_computes(seeded, capsys, shared, name):
-    status = compare_reference.main(seeded(name))
+    status = compare_reference.main(arguments(shared, name, seeded(name)))
     lines = capsys.readouterr().out.splitlines()
     assert status == 0, "\n".join(line for line in lines if not line.startswith("ok"))
     with np.load(shared / "oracle" / "reference" / f"{name}.npz") as reference:
@@ -47,11 +61,12 @@ def test_the_detector_computes_what_the_original_computes(seeded, capsys, shared
         keys = set(reference.files) - inputs
     assert {line.split()[1] for line in lines if line.startswith("ok")} == keys
     assert lines[-1] == f"{len(keys)} of {len(keys)} keys agree"
-    # Equal scores abound over the padding of ResNet's image, where the last digit decides what is kept.
+    errors = {line: float(line.split(": ")[1].split()[0]) for line in lines if " train/grad" in line}
+    worst = max(errors, key=errors.__getitem__)
+    assert errors[worst] <= LARGEST_GRADIENT_ERROR[name], worst
     whole = [line for line in lines if line.startswith("with nothing taken from the reference")]
-    least = 100.0 if name == "faster_rcnn_inception_v2" else 97.0
     assert len(whole) == 3
-    assert all(float(line.split()[6].rstrip("%")) >= least for line in whole), "\n".join(whole)
+    assert all(float(line.split()[6].rstrip("%")) >= LEAST_FOUND[name] for line in whole), "\n".join(whole)
 
 
 def test_keys_that_are_wrong_or_unknown_fail(seeded, capsys, shared, tmp_path):
@@ -71,23 +86,26 @@ def test_keys_that_are_wrong_or_unknown_fail(seeded, capsys, shared, tmp_path):
     reference["infer/proposal_boxes"][0, :4] += 5.0  # of 300: more than 1 %
     reference["infer/surprise"] = np.zeros(3)
     np.savez(tmp_path / "wrong.npz", **reference)
-    assert compare_reference.main(seeded(name, tmp_path / "wrong.npz")) == 1
+    assert compare_reference.main(arguments(shared, name, seeded(name), tmp_path / "wrong.npz")) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("FAILED infer/preprocessed [1, 32, 32, 3]: 9.99e-04 (at most 0.0001)")
-    assert lines[2].startswith("ok     infer/anchors.sub37 [333, 4]: 0.00e+00")
+    assert lines[2].startswith("ok     infer/anchors.sub37 [333, 4]: ")
     assert lines[3] == "FAILED infer/rpn_box_encodings [1, 12287, 4]: another shape: [1, 12288, 4]"
-    assert lines[4].startswith("FAILED infer/proposal_boxes [1, 300, 4]: 1.33e-02 (at most 0.01)")
+    differing = re.fullmatch(r"FAILED infer/proposal_boxes \[1, 300, 4\]: (\S+) \(at most 0.01\)", lines[4])
+    assert 4 / 300 - 1e-4 <= float(differing[1]) < 0.1  # those four, and what the last digits decide
     assert lines[5] == "FAILED infer/surprise [3]: unknown key"
     assert lines[-1] == "1 of 5 keys agree, 4 do not"
 
 
-def test_mistakes_are_one_line(seeded, capsys, tmp_path):
+def test_mistakes_are_one_line(shared, capsys, tmp_path):
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 and no more")
     for reference, message in (
         (tmp_path / "broken.npz", "is no .npz file or is damaged"),
         (tmp_path / "none.npz", "no reference"),
     ):
-        assert compare_reference.main(seeded("faster_rcnn_inception_v2", reference)) == 2
+        # The checkpoint, which is not there either, comes after the reference.
+        options = arguments(shared, "faster_rcnn_inception_v2", tmp_path / "none.ckpt", reference)
+        assert compare_reference.main(options) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and message in error and error.count("\n") == 1
 

@@ -33,7 +33,14 @@ def _compare(arguments: argparse.Namespace) -> int:
     from detector.config import validate
     from detector.determinism import enable_determinism
     from detector.pipeline_config import read_pipeline_config
-    from detector.reference import compare, end_to_end, read_reference, training_settings, variable_names
+    from detector.reference import (
+        compare,
+        end_to_end,
+        first_pass,
+        read_reference,
+        training_settings,
+        variable_names,
+    )
     from detector.weights.importing import import_weights
 
     reference = read_reference(arguments.reference)
@@ -49,13 +56,14 @@ def _compare(arguments: argparse.Namespace) -> int:
         print(note, flush=True)
 
     keys = failures = 0
-    for result in compare(model, build_resizer(config), reference, variable_names(model)):
+    start = first_pass(model, build_resizer(config), reference)
+    for result in compare(model, start, reference, variable_names(model)):
         keys += 1
         failures += not result.agrees
         shape = f"[{', '.join(map(str, result.shape))}]"
         outcome = result.problem or f"{result.error:.2e} (at most {result.tolerance:g})"
         print(f"{'ok    ' if result.agrees else 'FAILED'} {result.key} {shape}: {outcome}", flush=True)
-    for key, found in end_to_end(model, build_resizer(config), reference).items():
+    for key, found in end_to_end(model, start, reference).items():
         print(f"with nothing taken from the reference: {found:.1%} of the rows of {key}")
     print(f"{keys - failures} of {keys} keys agree" + (f", {failures} do not" if failures else ""))
     return 1 if failures or not keys else 0
