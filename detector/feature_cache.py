@@ -226,7 +226,7 @@ class CachedFeatures:
         return Sizes(canvas_hw.tolist(), grid_hw.tolist())
 
     def detector(self) -> Callable[[Batch], Suppressed]:
-        """Return what does for batches `each_once` as `FasterRCNN.detect` does; it goes on when this is closed."""
+        """Return `FasterRCNN.detect` for batches `each_once`; it goes on when this is closed."""
         return partial(self._prefix.detect, sizes=self.sizes)
 
     def batches(self, batch_size: int, start_step: int = 0) -> tf.data.Dataset:
