@@ -94,7 +94,7 @@ class Evaluator:
             return features
         else:
             self._folder = features.folder
-            self._detect_on_kept = tf.function(features.detect, reduce_retracing=True, autograph=False)
+            self._detect_on_kept = tf.function(features.detector(), reduce_retracing=True, autograph=False)
         self._note("evaluation: " + told[-1])
         return features
 

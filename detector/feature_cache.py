@@ -208,7 +208,7 @@ class CachedFeatures:
         self._entry_at = entry_at
 
     def close(self) -> None:
-        """Let others delete the cache; no batch can be read after that, but what was traced goes on."""
+        """Let others delete the cache; no batch can be read after that."""
         self._fields = {}
         self._page.close()
 
@@ -224,9 +224,9 @@ class CachedFeatures:
             return None
         return Sizes(canvas_hw.tolist(), grid_hw.tolist())
 
-    def detect(self, batch: Batch) -> Suppressed:
-        """Return what `FasterRCNN.detect` does, for one of the batches `each_once`."""
-        return self._prefix.detect(batch, self.sizes)
+    def detector(self) -> Callable[[Batch], Suppressed]:
+        """Return `FasterRCNN.detect` for batches `each_once`; it can be used after this is closed, too."""
+        return partial(self._prefix.detect, sizes=self.sizes)
 
     def batches(self, batch_size: int, start_step: int = 0) -> tf.data.Dataset:
         """Return endless batches, of the entries that training sees from `start_step` on."""

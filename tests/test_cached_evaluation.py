@@ -105,3 +105,18 @@ def test_where_both_do_not_fit_training_keeps_its_features(tiny_model, evaluator
     assert len(told) == 2 and "computed once" in told[0]
     assert told[1].startswith("evaluation: features after") and "are in use" in told[1]
     next(iter(kept.batches(2)))
+
+
+@pytest.mark.usefixtures("eagerly")
+def test_an_evaluation_after_one_that_was_cut_off_detects_all_the_same(tiny_model, evaluator_of, monkeypatch):
+    model = tiny_model()
+    plan, evaluator = plan_of(model, HEADS), evaluator_of(model)
+
+    def cut_off(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("detector.evaluate.detect_all", cut_off)
+        evaluator(plan)
+    evaluator(plan)
+    assert len(evaluator.detections) > 0
