@@ -3,6 +3,7 @@
 import command_line  # isort: skip  # sets what TensorFlow reads when it is imported
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from detector.recomputation import recompute
 
 # As every command does; here, so that no test depends on which ran before.
 command_line.settle_process()
+# A run asks for it, and it cannot be undone: here for the same reason.
+tf.config.experimental.enable_op_determinism()
 # TensorFlow rewrites a graph before its first run, for a second and more; most graphs of tests run thrice.
 # A module whose numbers may depend on that asks for `rewritten_graphs`.
 tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
@@ -50,12 +53,31 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="module")
-def rewritten_graphs() -> Iterator[None]:
+@contextmanager
+def rewriting_graphs() -> Iterator[None]:
     """Have TensorFlow rewrite graphs, as it does for the commands."""
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
-    yield
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
+@contextmanager
+def running_eagerly() -> Iterator[None]:
+    """Run functions without tracing them: sooner, where it is for a few steps."""
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture(scope="module")
+def rewritten_graphs() -> Iterator[None]:
+    """Have TensorFlow rewrite graphs in a whole module."""
+    with rewriting_graphs():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +108,17 @@ def built_once() -> Iterator[None]:
 
 @pytest.fixture
 def eagerly() -> Iterator[None]:
-    """Run functions without tracing them: sooner, where it is for a few steps."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
+    """Run functions without tracing them, in a whole test."""
+    with running_eagerly():
+        yield
+
+
+@pytest.fixture(scope="module")
+def loaded_once() -> Iterator[None]:
+    """Load a SavedModel once for all that a module does with it: it takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tf.saved_model, "load", cache(tf.saved_model.load))
+        yield
 
 
 @pytest.fixture

@@ -326,6 +326,18 @@ def test_patience_without_evaluations_is_refused(tiny_model, tiny_config, make_b
         fit(tiny_model(), plan_of(tiny_model()), batches(make_batch), config)
 
 
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_operations_are_deterministic_where_the_configuration_says_so(
+    deterministic, tiny_model, tiny_config, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: asked.append(True))
+    model, config = tiny_model(), tiny_config(f"train.deterministic={deterministic}")
+    with pytest.raises(ValueError, match="batches ended before step 0"):
+        fit(model, cheap_plan_of(model), [], config)
+    assert bool(asked) == deterministic
+
+
 def test_a_variable_that_no_loss_depends_on_is_named(tiny_model, tiny_config, make_batch):
     model = tiny_model()
     trained = {"rpn/spare/kernel": tf.Variable([1.0])}
