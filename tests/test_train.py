@@ -232,6 +232,7 @@ def test_a_stop_request_saves_and_says_where(tiny_model, tiny_config, make_batch
             yield make_batch(step)
 
     model, run = tiny_model(), RunLog(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted, match="stopped at step 2 of 9"):
         fit(
             model,
@@ -241,7 +242,7 @@ def test_a_stop_request_saves_and_says_where(tiny_model, tiny_config, make_batch
             run=run,
         )
     assert checkpoint.read_info(run.last).step == 2
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.usefixtures("eagerly")
