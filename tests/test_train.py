@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -78,12 +79,13 @@ def test_exactly_the_plans_variables_move(frozen, tiny_model, tiny_config, make_
     ["feature_extractor[:Mixed_4c]", "box_classifier/tower", "re:.*BatchNorm.*"],
 )
 def test_partial_freezes_move_exactly_their_rest(selector, tiny_model, tiny_config, make_batch, request):
-    if selector != "feature_extractor[:Mixed_4c]":
-        request.getfixturevalue("eagerly")  # one traces its steps
+    traced = selector == "feature_extractor[:Mixed_4c]"
+    if not traced:
+        request.getfixturevalue("eagerly")
     model = tiny_model()
     before = values_of(model.variables_by_path)
     plan = plan_of(model, [selector])
-    fit(model, plan, batches(make_batch), tiny_config())
+    fit(model, plan, batches(make_batch), tiny_config("train.steps=3" if traced else "train.steps=1"))
     assert_changed(model, plan, before, ())
 
 
@@ -361,13 +363,15 @@ def test_a_frozen_prefix_is_not_differentiated(tiny_model, tiny_config, make_bat
             model, trained, GroupedOptimizer(tiny_config().train.optimizer, trained), clip_norm=None
         )
         graph = step.get_concrete_function(make_batch(0), tf.constant([0, 0]), tf.constant(0.1)).graph
-        return [
+        return Counter(
             op.type
             for op in graph.get_operations()
             if re.search("Conv2D.*Backprop|CropAndResizeGradImage", op.type)
-        ]
+            and op.outputs[0].consumers()  # what nobody reads does not run
+        )
 
-    everything, predictor_only = gradient_operations([]), gradient_operations(["feature_extractor", "rpn"])
-    assert "CropAndResizeGradImage" in everything
-    assert "CropAndResizeGradImage" not in predictor_only
-    assert 0 < len(predictor_only) < len(everything) / 2
+    assert "CropAndResizeGradImage" in gradient_operations([])
+    # The tower's 19 convolutions are all that is differentiated, and two of them read the crops, which stand
+    # still.
+    box_classifier_only = gradient_operations(["feature_extractor", "rpn"])
+    assert box_classifier_only == {"Conv2DBackpropFilter": 19, "Conv2DBackpropInput": 17}
