@@ -89,19 +89,22 @@ def few_shapes() -> Iterator[None]:
         yield
 
 
+def building_once() -> Callable[..., FasterRCNN]:
+    """Return a `build_model` that builds a detector once, for what restores it whole or does not run it."""
+    build = cache(detector.builder.build_model)
+    # What moves the statistics is none of the builder's business.
+    return lambda settings, class_names, seed: build(
+        settings.model_copy(update={"batch_norm": "auto"}), tuple(class_names), seed
+    )
+
+
 @pytest.fixture(scope="module")
 def built_once() -> Iterator[None]:
     """Build and cost a detector once for all commands of a module that restore it whole, or do not run it."""
-    build = cache(detector.builder.build_model)
+    build = building_once()
     with pytest.MonkeyPatch.context() as patch:
         for module in ("experiment", "diagnose"):
-            # What moves the statistics is none of the builder's business.
-            patch.setattr(
-                f"detector.{module}.build_model",
-                lambda settings, class_names, seed: build(
-                    settings.model_copy(update={"batch_norm": "auto"}), tuple(class_names), seed
-                ),
-            )
+            patch.setattr(f"detector.{module}.build_model", build)
         patch.setattr("detector.cost.stage_costs", cache(detector.cost.stage_costs))
         yield
 
