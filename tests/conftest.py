@@ -2,6 +2,7 @@
 
 import command_line  # isort: skip  # sets what TensorFlow reads when it is imported
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -137,6 +138,15 @@ def reloaded_here(monkeypatch) -> None:
         }
 
     monkeypatch.setattr(export_check, "_run_alone", run_here)
+
+
+@pytest.fixture(scope="session")
+def exported_run(tmp_path_factory):
+    """Return a run and its SavedModel, made once for all workers."""
+    from exported_run import exported_in  # it imports this module
+
+    own = tmp_path_factory.getbasetemp()
+    return exported_in(own.parent if "PYTEST_XDIST_WORKER" in os.environ else own)
 
 
 @pytest.fixture
