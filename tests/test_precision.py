@@ -1,5 +1,7 @@
 """bfloat16: in what layers compute, and what stays float32."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -19,6 +21,7 @@ from detector.training_step import make_step
 from detector.weights.importing import import_weights
 
 SEED = tf.constant([0, 0])
+EMBEDDED = Path(__file__).resolve().parents[1] / "data" / "shapes_source"
 CATEGORIES = [{"id": number, "name": name} for number, name in enumerate(CLASS_NAMES, 1)]
 
 
@@ -93,7 +96,7 @@ def test_heads_give_float32_from_bfloat16_features(models):
 def test_a_trained_detector_sees_almost_the_same():
     """The embedded checkpoint, on the same image and proposals in both precisions."""
     batch = tiny_batch(0, side=128)
-    exact, fast = (load_checkpoint("data/shapes_source", precision)[0] for precision in (None, "bfloat16"))
+    exact, fast = (load_checkpoint(EMBEDDED, precision)[0] for precision in (None, "bfloat16"))
     features = exact.first_stage(batch["image"])
     rounded = fast.first_stage(batch["image"])
     error = tf.norm(features.features - tf.cast(rounded.features, tf.float32)) / tf.norm(features.features)
