@@ -2,7 +2,9 @@
 
 import command_line  # isort: skip  # sets what TensorFlow reads when it is imported
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ from detector.recomputation import recompute
 
 # As every command does; here, so that no test depends on which ran before.
 command_line.settle_process()
+# A run asks for it, and it cannot be undone: here for the same reason.
+tf.config.experimental.enable_op_determinism()
 # TensorFlow rewrites a graph before its first run, for a second and more; most graphs of tests run thrice.
 # A module whose numbers may depend on that asks for `rewritten_graphs`.
 tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
@@ -50,12 +54,31 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="module")
-def rewritten_graphs() -> Iterator[None]:
+@contextmanager
+def rewriting_graphs() -> Iterator[None]:
     """Have TensorFlow rewrite graphs, as it does for the commands."""
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
-    yield
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
+@contextmanager
+def running_eagerly() -> Iterator[None]:
+    """Run functions without tracing them: sooner, where it is for a few steps."""
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture(scope="module")
+def rewritten_graphs() -> Iterator[None]:
+    """Have TensorFlow rewrite graphs in a whole module."""
+    with rewriting_graphs():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -67,29 +90,39 @@ def few_shapes() -> Iterator[None]:
         yield
 
 
+def building_once() -> Callable[..., FasterRCNN]:
+    """Return a `build_model` that builds a detector once, for what restores it whole or does not run it."""
+    build = cache(detector.builder.build_model)
+    # What moves the statistics is none of the builder's business.
+    return lambda settings, class_names, seed: build(
+        settings.model_copy(update={"batch_norm": "auto"}), tuple(class_names), seed
+    )
+
+
 @pytest.fixture(scope="module")
 def built_once() -> Iterator[None]:
     """Build and cost a detector once for all commands of a module that restore it whole, or do not run it."""
-    build = cache(detector.builder.build_model)
+    build = building_once()
     with pytest.MonkeyPatch.context() as patch:
         for module in ("experiment", "auto_freeze"):
-            # What moves the statistics is none of the builder's business.
-            patch.setattr(
-                f"detector.{module}.build_model",
-                lambda settings, class_names, seed: build(
-                    settings.model_copy(update={"batch_norm": "auto"}), tuple(class_names), seed
-                ),
-            )
+            patch.setattr(f"detector.{module}.build_model", build)
         patch.setattr("detector.cost.stage_costs", cache(detector.cost.stage_costs))
         yield
 
 
 @pytest.fixture
 def eagerly() -> Iterator[None]:
-    """Run functions without tracing them: sooner, where it is for a few steps."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
+    """Run functions without tracing them, in a whole test."""
+    with running_eagerly():
+        yield
+
+
+@pytest.fixture(scope="module")
+def loaded_once() -> Iterator[None]:
+    """Load a SavedModel once for all that a module does with it: it takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tf.saved_model, "load", cache(tf.saved_model.load))
+        yield
 
 
 @pytest.fixture
@@ -105,6 +138,15 @@ def reloaded_here(monkeypatch) -> None:
         }
 
     monkeypatch.setattr(export_check, "_run_alone", run_here)
+
+
+@pytest.fixture(scope="session")
+def exported_run(tmp_path_factory):
+    """Return a run and its SavedModel, made once for all workers."""
+    from exported_run import exported_in  # it imports this module
+
+    own = tmp_path_factory.getbasetemp()
+    return exported_in(own.parent if "PYTEST_XDIST_WORKER" in os.environ else own)
 
 
 @pytest.fixture

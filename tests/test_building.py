@@ -21,23 +21,20 @@ def model(request):
     return build_model(ModelConfig.model_validate({"feature_extractor": NETWORKS[request.param]}), ["a", "b"])
 
 
-def test_a_run_finds_every_variable_made(model):
+def test_a_run_finds_every_variable_made_and_the_shapes_foretold(model):
     built = dict(model.variables_by_path)
-    features = model.feature_extractor(tf.zeros([1, 75, 101, 3]))
+    # Odd sides: padding and rounding up show.
+    images = tf.zeros([1, 75, 101, 3])
+    features = model.feature_extractor(images)
+    assert features.shape == model.feature_extractor.compute_output_shape(images.shape)
     model.rpn(features)
-    model.box_classifier(tf.zeros([1, 7, 7, features.shape[-1]]))
+    crops, tower = tf.zeros([2, 7, 5, features.shape[-1]]), model.box_classifier.tower
+    on_crops = tower(crops)
+    assert on_crops.shape == tower.compute_output_shape(crops.shape)
+    model.box_classifier.predictor(on_crops)
     ran = model.variables_by_path
     assert list(ran) == list(built)
     assert all(ran[path] is built[path] for path in built)
-
-
-def test_output_shapes_are_foretold(model):
-    # Odd sides: padding and rounding up show.
-    images = tf.zeros([2, 75, 101, 3])
-    features = model.feature_extractor.compute_output_shape(images.shape)
-    assert model.feature_extractor(images).shape == features
-    crops, tower = tf.zeros([3, 7, 5, features[-1]]), model.box_classifier.tower
-    assert tower(crops).shape == tower.compute_output_shape(crops.shape)
 
 
 def test_sides_that_are_not_known_stay_unknown(model):

@@ -8,14 +8,12 @@ import export as export_tool
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import CLASS_NAMES, TINY
+from exported_run import CATEGORIES, IDS, KEEP_ASPECT, build, config_with
 from PIL import Image
 
 from detector import checkpoint, export_check
-from detector.builder import build_model, build_resizer
-from detector.checkpoint import CheckpointInfo
-from detector.config import override
-from detector.digest import digest, digests
+from detector.builder import build_resizer
+from detector.digest import digest
 from detector.export import (
     ENCODED_SIGNATURE,
     IMAGES_SIGNATURE,
@@ -28,30 +26,16 @@ from detector.export import (
 )
 from detector.freeze_proof import FreezeProofError
 from detector.label_map import read_label_map
-from detector.loading import load_checkpoint, load_detector
+from detector.loading import load_detector
 from detector.resizer import to_canvas
-from detector.run_log import RunLog
 
 pytestmark = pytest.mark.usefixtures("rewritten_graphs")
 
-IDS = (7, 3, 90)
-CATEGORIES = [{"id": id, "name": name} for id, name in zip(IDS, CLASS_NAMES, strict=True)]
 RESIZERS = {
     "fixed": {"kind": "fixed_shape", "height": 64, "width": 96},
-    "keep aspect": {"kind": "keep_aspect_ratio", "min_dimension": 64, "max_dimension": 96},
-    "keep aspect, padded": {
-        "kind": "keep_aspect_ratio",
-        "min_dimension": 64,
-        "max_dimension": 96,
-        "pad": True,
-    },
+    "keep aspect": KEEP_ASPECT,
+    "keep aspect, padded": {**KEEP_ASPECT, "pad": True},
 }
-
-
-def make_model(resizer="keep aspect"):
-    model = {**TINY["model"], "resizer": RESIZERS[resizer]}
-    config = override({**TINY, "model": model}, (), "tiny").model
-    return build_model(config, CLASS_NAMES, seed=3), build_resizer(config), config
 
 
 def make_image(seed, height, width):
@@ -94,17 +78,21 @@ def assert_detects(outputs, reference):
 
 
 @pytest.fixture(scope="module")
-def unchanged():
-    """A model and its resizer, which no test changes."""
-    return make_model()[:2]
+def model():
+    """The detector that was exported, which no test changes."""
+    return build()
+
+
+def resizer_of(kind="keep aspect"):
+    return build_resizer(config_with(RESIZERS[kind]).model)
 
 
 @pytest.mark.filterwarnings("ignore:Even though the:UserWarning")
 @pytest.mark.parametrize("kind", RESIZERS)
-def test_both_signatures_detect_what_the_model_does(kind, request):
+def test_both_signatures_detect_what_the_model_does(kind, model, request):
     if kind != "keep aspect":
         request.getfixturevalue("eagerly")  # the one that leaves sizes open to the graph is traced
-    model, resizer, _ = make_model(kind)
+    resizer = resizer_of(kind)
     serve = serving_functions(model, resizer, IDS)
     first, second, other = make_image(1, 80, 120), make_image(2, 80, 120), make_image(3, 131, 70)
 
@@ -123,39 +111,14 @@ def test_ids_that_a_label_map_cannot_hold_are_numbered_anew():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run's folder with one checkpoint, of which two variables were frozen."""
-    model, _, config = make_model()
-    variables = model.variables_by_path
-    frozen = dict(list(variables.items())[:2])
-    info = CheckpointInfo(
-        step=12,
-        categories=CATEGORIES,
-        model=config.model_dump(mode="json"),
-        plan={"freeze": ["made up"]},
-        provenance={"rpn": {"checkpoint": None, "restored": 0, "fresh": []}},
-        training={"frozen_digests": digests(frozen)},
-    )
-    run = RunLog(tmp_path_factory.mktemp("runs") / "tiny")
-    run.write_text("config.yaml", "")
-    run.point("last", checkpoint.save(run.checkpoint_path(12), info, variables))
-    return run.folder
+def run(exported_run):
+    return exported_run.folder
 
 
 @pytest.fixture(scope="module")
-def exported(run):
-    """What the tool writes of the run, checked in a process of its own, and that process's outputs."""
-    alone = {}
-
-    def record(*arguments):
-        alone.update(original(*arguments))
-        return alone
-
-    original = export_check._run_alone
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export_check, "_run_alone", record)
-        assert export_tool.main([str(run)]) == 0
-    return run / "saved_model", alone
+def exported(exported_run):
+    """What the tool wrote of the run, and what that gave in a process of its own."""
+    return exported_run.saved_model, exported_run.alone
 
 
 @pytest.fixture(scope="module")
@@ -207,8 +170,7 @@ def test_the_savedmodel_refuses_a_bmp_with_a_palette(loaded):
         loaded.signatures[ENCODED_SIGNATURE](tf.constant([buffer.getvalue()]))
 
 
-def test_the_savedmodel_holds_the_models_variables_and_only_those(exported, loaded, unchanged):
-    model, _ = unchanged
+def test_the_savedmodel_holds_the_models_variables_and_only_those(exported, loaded, model):
     manifest = json.loads((exported[0] / MANIFEST).read_text())
     assert {path: digest(value.numpy()) for path, value in loaded.model_variables.items()} == manifest[
         "digests"
@@ -232,15 +194,9 @@ def test_raw_detections_are_the_proposals_before_suppression(loaded):
     np.testing.assert_allclose(boxes[best], outputs["detection_boxes"][0, 0], atol=1e-5)
 
 
-def test_detecting_and_checking_print_nothing(exported, run, monkeypatch, capfd):
-    path, alone = exported
-    image = png(make_image(1, 80, 120))
-    for place in (path, run):
-        load_detector(place).detect([image])
-    monkeypatch.setattr(export_check, "_run_alone", lambda *_: alone)
-    assert export_check.check_export(
-        path, *load_checkpoint(run / "checkpoints" / "last")[:2], CATEGORIES
-    ).holds
+def test_detecting_prints_nothing(exported, run, capfd):
+    for place in (exported[0], run):
+        load_detector(place).detect([png(make_image(1, 80, 120))])
     assert capfd.readouterr() == ("", "")
 
 
@@ -256,7 +212,7 @@ def test_label_map_and_manifest_are_inside(exported):
     assert "tensorflow" in manifest["environment"]["packages"]
 
 
-def test_a_savedmodel_that_detects_something_else_fails_loudly(exported, run, monkeypatch, capsys):
+def test_a_savedmodel_that_detects_something_else_fails_loudly(exported, run, tmp_path, monkeypatch, capfd):
     key = f"{ENCODED_SIGNATURE}:JPEG and PNG of two sizes:detection_boxes"
     wrong = {**exported[1], key: exported[1][key] + 0.01}
     monkeypatch.setattr(export_check, "_run_alone", lambda *arguments: wrong)
@@ -264,17 +220,21 @@ def test_a_savedmodel_that_detects_something_else_fails_loudly(exported, run, mo
     monkeypatch.setattr(
         "detector.export.export", lambda model, resizer, place, **_: shutil.copytree(exported[0], place)
     )
-    assert export_tool.main([str(run), "--output", str(run / "other")]) == 1
-    written = capsys.readouterr()
-    assert "DIFFERS JPEG and PNG of two sizes, against the live model: " in written.out
-    assert "does not detect what the checkpoint does" in written.err
-    assert (run / "other" / "saved_model.pb").is_file()
+    assert export_tool.main([str(run), "--output", str(tmp_path / "other")]) == 1
+    written = capfd.readouterr()
+    *head, _, one, two, encoded, mixed, each_other = written.out.splitlines()
+    assert [line.split()[0] for line in head] == ["checkpoint:", "wrote"]
+    assert mixed.startswith("  DIFFERS JPEG and PNG of two sizes, against the live model: ")
+    assert all(line.startswith("  ok ") for line in (one, two, encoded, each_other))
+    # Nothing else is said, by TensorFlow neither.
+    assert "does not detect what the checkpoint does" in written.err and written.err.count("\n") == 1
+    assert (tmp_path / "other" / "saved_model.pb").is_file()
 
     failed = subprocess.CompletedProcess([], 1, stderr="Traceback …\nModuleNotFoundError: detector")
     monkeypatch.undo()
     monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: failed)
     with pytest.raises(export_check.ExportCheckError, match=r"TensorFlow alone(.|\n)*ModuleNotFoundError"):
-        export_check._run_alone(run / "other", {})
+        export_check._run_alone(tmp_path / "other", {})
 
 
 def test_rows_agree_in_any_order_and_a_missing_one_does_not():
@@ -287,7 +247,7 @@ def test_rows_agree_in_any_order_and_a_missing_one_does_not():
     assert not export_check._agreement([rows], [rows + 0.01]).holds
 
 
-def test_only_a_savedmodel_is_replaced(tmp_path, monkeypatch, unchanged):
+def test_only_a_savedmodel_is_replaced(tmp_path, monkeypatch, model):
     def save(module, folder, **options):
         (Path(folder) / "saved_model.pb").write_bytes(b"a newer one")
         assets = Path(folder) / "assets"
@@ -296,7 +256,7 @@ def test_only_a_savedmodel_is_replaced(tmp_path, monkeypatch, unchanged):
             shutil.copy(asset.asset_path.numpy().decode(), assets)
 
     monkeypatch.setattr(tf.saved_model, "save", save)
-    model, resizer = unchanged
+    resizer = resizer_of()
     (tmp_path / "precious").mkdir()
     with pytest.raises(ValueError, match="precious exists and is no SavedModel"):
         export(model, resizer, tmp_path / "precious", categories=CATEGORIES, manifest={})
@@ -312,8 +272,7 @@ def test_only_a_savedmodel_is_replaced(tmp_path, monkeypatch, unchanged):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old", "precious"]
 
 
-def test_a_full_disk_is_one_line_and_leaves_the_older_savedmodel(tmp_path, monkeypatch, unchanged):
-    model, resizer = unchanged
+def test_a_full_disk_is_one_line_and_leaves_the_older_savedmodel(tmp_path, monkeypatch, model):
     place = tmp_path / "saved_model"
     place.mkdir()
     (place / "saved_model.pb").write_bytes(b"an older one")
@@ -325,19 +284,22 @@ def test_a_full_disk_is_one_line_and_leaves_the_older_savedmodel(tmp_path, monke
     monkeypatch.setattr(tf.saved_model, "save", full)
     message = f"the SavedModel could not be written to {place}: No space left on device; make room"
     with pytest.raises(OSError, match=message):
-        export(model, resizer, place, categories=CATEGORIES, manifest={})
+        export(model, resizer_of(), place, categories=CATEGORIES, manifest={})
     assert [path.name for path in tmp_path.iterdir()] == ["saved_model"]
     assert (place / "saved_model.pb").read_bytes() == b"an older one"
 
 
-def test_a_frozen_variable_that_moved_is_not_exported(run):
-    model, _, _ = make_model()
+def test_a_frozen_variable_that_moved_is_not_exported(run, model):
     info = checkpoint.restore(run / "checkpoints" / "last", model.variables_by_path)
     assert freeze_manifest(model, info)["proof"]["holds"]
     first = next(iter(model.variables_by_path.values()))
-    first.assign(first + 1e-3)
-    with pytest.raises(FreezeProofError, match="1 of 2 frozen variables moved"):
-        freeze_manifest(model, info)
+    value = first.numpy()
+    first.assign(value + 1e-3)
+    try:
+        with pytest.raises(FreezeProofError, match="1 of 2 frozen variables moved"):
+            freeze_manifest(model, info)
+    finally:
+        first.assign(value)
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):

@@ -6,7 +6,6 @@ import tensorflow as tf
 from conftest import values_of
 
 from detector.builder import build_model
-from detector.faster_rcnn import FasterRCNN
 
 pytestmark = pytest.mark.usefixtures("rewritten_graphs")
 
@@ -73,11 +72,11 @@ def test_a_canvas_known_only_at_run_time_detects_the_same(tiny_model, make_batch
         input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8), tf.TensorSpec([None, 2], tf.int32)],
         autograph=False,
     )
-    for key in ("boxes_yxyx", "scores"):
+    for key, tolerance in (("boxes_yxyx", 0.05), ("scores", 1e-4)):
         np.testing.assert_allclose(
             getattr(at_run_time(batch["image"], batch["image_size_hw"]), key),
             getattr(model.detect(batch["image"], batch["image_size_hw"]), key),
-            atol=0.05,
+            atol=tolerance,
         )
 
 
@@ -123,12 +122,3 @@ def test_class_names_must_be_there_and_differ(names, tiny_config):
 def test_the_number_of_classes_is_checked_against_the_data(tiny_config):
     with pytest.raises(ValueError, match=r"num_classes is 4, but the data has 2 classes: cat, dog"):
         build_model(tiny_config("model.num_classes=4").model, ("cat", "dog"))
-
-
-def test_resnet_builds_and_trains_a_step(tiny_config, make_batch):
-    config = tiny_config("model.feature_extractor={type: resnet50}")
-    model = build_model(config.model, ("circle", "square", "star"))
-    assert isinstance(model, FasterRCNN)
-    assert list(model.feature_extractor.stages) == ["conv1", "pool1", "conv2", "conv3", "conv4"]
-    losses = model.named_losses(make_batch(0), tf.constant([0, 0]))
-    assert all(np.isfinite(float(loss)) for loss in losses.values())

@@ -39,6 +39,13 @@ def build(image_shape=(1, 64, 64, 3), **width):
     return components
 
 
+@pytest.fixture(scope="module")
+def published():
+    """The two components of the published width, of seed 0; tests do not change them."""
+    tf_keras.utils.set_random_seed(0)
+    return build()
+
+
 def slim_name(path):
     component, *stages, leaf = path.split("/")
     return "/".join([component, "InceptionV2", *stages, SLIM_LEAVES.get(leaf, leaf)])
@@ -58,63 +65,57 @@ def randomise(variables, seed=0):
             variable.assign(rng.normal(0.0, 0.1, variable.shape))
 
 
-def run_slim(images, variables=None, training=False, **width):
-    """slim's network on `images` with `variables` by slim's name, or its own initial ones.
-
-    Returns its end points, its initial variables, and its variables after one step's moving average updates.
-    """
+def slim_graph(images, training, **width):
+    """Put slim's network on `images` into the graph; return its end points, updates and variables by name."""
     # tf_slim's batch norm asks TensorFlow for layers that tf_keras 2.20 holds one package deeper.
     sys.modules["tf_keras.legacy_tf_layers"] = importlib.import_module("tf_keras.src.legacy_tf_layers")
     tf_slim = importlib.import_module("tf_slim")
     network = importlib.import_module("tf_slim.nets.inception_v2")
     batch_norm = {"is_training": training, "scale": True, "decay": SLIM_MOMENTUM, "epsilon": 0.001}
+    with tf_slim.arg_scope(
+        [tf_slim.conv2d, tf_slim.separable_conv2d],
+        normalizer_fn=tf_slim.batch_norm,
+        normalizer_params=batch_norm,
+    ):
+        _, end_points = network.inception_v2_base(tf.constant(images), **width)
+    updates = tf.compat.v1.get_collection(tf.compat.v1.GraphKeys.UPDATE_OPS)
+    return end_points, updates, {variable.op.name: variable for variable in tf.compat.v1.global_variables()}
+
+
+def run_slim(images, variables, training, **width):
+    """Run slim's network on `images` with `variables` by slim's name.
+
+    Returns its end points, and its variables after one step's moving average updates.
+    """
+    with tf.Graph().as_default():
+        end_points, updates, by_name = slim_graph(images, training, **width)
+        assert set(variables) == set(by_name)
+        with tf.compat.v1.Session() as session:
+            assigns = [by_name[name].initializer for name in variables]
+            values = zip(assigns, variables.values(), strict=True)
+            session.run(assigns, {assign.inputs[1]: value for assign, value in values})
+            outputs, _ = session.run([end_points, updates])
+            return outputs, session.run(by_name)
+
+
+def initialise_slim():
+    """Return the variables of slim's network of the published width as slim initialises them."""
     with tf.Graph().as_default():
         tf.compat.v1.set_random_seed(1)
-        with tf_slim.arg_scope(
-            [tf_slim.conv2d, tf_slim.separable_conv2d],
-            normalizer_fn=tf_slim.batch_norm,
-            normalizer_params=batch_norm,
-        ):
-            _, end_points = network.inception_v2_base(tf.constant(images), **width)
-        updates = tf.compat.v1.get_collection(tf.compat.v1.GraphKeys.UPDATE_OPS)
-        by_name = {variable.op.name: variable for variable in tf.compat.v1.global_variables()}
+        _, _, by_name = slim_graph(np.zeros((1, 64, 64, 3), np.float32), training=False)
         with tf.compat.v1.Session() as session:
             session.run(tf.compat.v1.global_variables_initializer())
-            initial = session.run(by_name)
-            if variables is not None:
-                assert set(variables) == set(by_name)
-                assigns = [by_name[name].initializer for name in variables]
-                values = zip(assigns, variables.values(), strict=True)
-                session.run(assigns, {assign.inputs[1]: value for assign, value in values})
-            outputs, _ = session.run([end_points, updates])
-            return outputs, initial, session.run(by_name)
-
-
-class Slim:
-    """`run_slim` in a process of its own: Keras layers made in a graph invalidate those made outside it."""
-
-    def __init__(self, process):
-        self._process = process
-        self._initial = {}
-
-    def run(self, images, variables, training, depth_multiplier):
-        """Return what `run_slim` does but the initial variables."""
-        width = {"depth_multiplier": depth_multiplier}
-        ran = self._process.submit(run_slim, images, variables, training, **width).result()
-        outputs, self._initial[depth_multiplier], after = ran
-        return outputs, after
-
-    def initial_variables(self):
-        """Return those of the published width, which any run of that width has shown."""
-        if 1.0 not in self._initial:
-            self.run(np.zeros((1, 64, 64, 3), np.float32), None, False, 1.0)
-        return self._initial[1.0]
+            return session.run(by_name)
 
 
 @pytest.fixture(scope="module")
 def slim():
+    """Return what calls one of these in a process of its own.
+
+    Keras layers made in a graph invalidate those made outside it.
+    """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        yield Slim(process)
+        yield lambda function, *args, **width: process.submit(function, *args, **width).result()
 
 
 def in_slim(variables):
@@ -142,7 +143,7 @@ def test_every_stage_equals_slims(slim, depth_multiplier, training):
     # One even and one odd side: "SAME" padding differs between them.
     images = np.random.RandomState(0).uniform(-1, 1, (2, 96, 117, 3)).astype(np.float32)
     before = {name: variable.numpy() for name, variable in ours.items()}
-    expected, expected_after = slim.run(images, before, training, depth_multiplier)
+    expected, expected_after = slim(run_slim, images, before, training, depth_multiplier=depth_multiplier)
 
     features, compared = tf.constant(images), []
     for component in components.values():
@@ -159,10 +160,9 @@ def test_every_stage_equals_slims(slim, depth_multiplier, training):
         assert moved == (training and "moving_" in name), name
 
 
-def test_initial_kernels_are_distributed_as_slims(slim):
-    tf_keras.utils.set_random_seed(0)
-    ours = in_slim(named_variables(build()))
-    slims = slim.initial_variables()
+def test_initial_kernels_are_distributed_as_slims(slim, published):
+    ours = in_slim(named_variables(published))
+    slims = slim(initialise_slim)
     for name, variable in ours.items():
         if name.endswith("weights"):
             kernel, expected = variable.numpy(), slims[name]
@@ -181,17 +181,18 @@ def test_batch_norm_defaults_are_the_published_detectors():
 
 
 @needs_oracle
-def test_variables_are_those_of_the_published_checkpoint():
-    published = {
+def test_variables_are_those_of_the_published_checkpoint(published):
+    expected = {
         name: shape
         for name, shape in oracle_module().read_variables(oracle_list()).items()
         if "FeatureExtractor/" in name
     }
-    ours = {slim_name(path): tuple(v.shape) for path, v in named_variables(build()).items()}
-    assert ours == published
+    ours = {slim_name(path): tuple(v.shape) for path, v in named_variables(published).items()}
+    assert ours == expected
 
 
 @needs_oracle
+@pytest.mark.slow  # tests/test_compare_reference.py compares the same numbers, of a checkpoint it imports
 def test_features_and_box_classifier_features_equal_the_original_graphs():
     reference = np.load(ORACLE / "reference" / "faster_rcnn_inception_v2.npz")
     components = build()

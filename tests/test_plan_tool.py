@@ -1,5 +1,6 @@
 import re
 import shutil
+from pathlib import Path
 
 import plan as plan_tool
 import pytest
@@ -19,6 +20,12 @@ from detector.run_log import RunLog
 pytestmark = pytest.mark.usefixtures("built_once")
 
 CATEGORIES = [{"id": i, "name": name} for i, name in enumerate(CLASS_NAMES, 1)]
+
+
+@pytest.fixture(autouse=True)
+def in_the_checkout(monkeypatch):
+    """The default configuration names data of the checkout."""
+    monkeypatch.chdir(Path(__file__).resolve().parents[1])
 
 
 @pytest.mark.parametrize(

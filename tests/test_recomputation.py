@@ -17,8 +17,6 @@ def rows(model):
 def step(model, batch, selectors):
     """Return losses and gradients of a step, the moving averages behind it, and its graph."""
     recompute(model.components, rows(model), selectors)
-    # Without it the gradient of crop_and_resize is a little different every time.
-    tf.config.experimental.enable_op_determinism()
     variables = model.trainable_variables
 
     @tf.function(autograph=False)

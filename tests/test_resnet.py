@@ -3,6 +3,7 @@ import importlib.util
 import sys
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -27,6 +28,18 @@ def build(**arguments):
     for component in components.values():
         features = component(features)
     return components
+
+
+@pytest.fixture(scope="module")
+def initial():
+    """Return a function from a topology to its components of seed 0; tests leave their kernels alone."""
+
+    @cache
+    def built(topology):
+        tf_keras.utils.set_random_seed(0)
+        return build(topology=topology)
+
+    return built
 
 
 def relative_error(actual, expected):
@@ -127,8 +140,8 @@ def slim_name(path):
 def run_slim(images, variables, training):
     """The two halves of slim's ResNet-50 as the Object Detection API's TF1 detectors cut it.
 
-    Returns the outputs by our stage name and the variables, by slim's name, after one step's moving
-    average updates.
+    Returns the outputs by our stage name and, where it is `training`, the variables by slim's name after one
+    step's moving average updates.
     """
     # tf_slim's batch norm asks TensorFlow for layers that tf_keras 2.20 holds one package deeper.
     sys.modules["tf_keras.legacy_tf_layers"] = importlib.import_module("tf_keras.src.legacy_tf_layers")
@@ -167,12 +180,13 @@ def run_slim(images, variables, training):
         }
         assert set(variables) == set(by_name)
         with tf.compat.v1.Session() as session:
-            session.run(tf.compat.v1.global_variables_initializer())
+            if training:  # those of slim's own block4, whose moving averages move as well
+                session.run(tf.compat.v1.global_variables_initializer())
             assigns = [by_name[name].initializer for name in variables]
             values = zip(assigns, variables.values(), strict=True)
             session.run(assigns, {assign.inputs[1]: value for assign, value in values})
             results, _ = session.run([outputs, updates])
-            return results, session.run(by_name)
+            return results, session.run(by_name) if training else None
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +197,8 @@ def slim():
 
 
 @pytest.mark.parametrize("training", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_slim_topology_equals_slims(slim, training):
-    tf_keras.utils.set_random_seed(0)
-    components = build(topology="slim")
+def test_slim_topology_equals_slims(slim, initial, training):
+    components = initial("slim")
     variables = named_variables(components)
     randomise(variables)
     before = {path: variable.numpy() for path, variable in variables.items()}
@@ -201,7 +214,7 @@ def test_slim_topology_equals_slims(slim, training):
                 assert relative_error(features.numpy(), expected[name]) < 1e-5, name
                 compared.append(name)
     assert compared == list(expected)
-    after = {path: after[slim_name(path)] for path in variables}
+    after = {path: after[slim_name(path)] for path in variables} if training else before
     assert_moved_statistics_only(variables, before, after, training)
 
 
@@ -231,19 +244,20 @@ def zoo_names(components):
 
 
 @needs_oracle
-def test_variables_are_those_of_the_published_checkpoint():
+def test_variables_are_those_of_the_published_checkpoint(initial):
     published = {
         name: shape
         for name, shape in oracle_module().read_variables(oracle_list()).items()
         if "_feature_extractor_for_" in name
     }
-    components = build()
+    components = initial("keras")
     names = zoo_names(components)
     ours = {names[path]: tuple(v.shape) for path, v in named_variables(components).items()}
     assert ours == published
 
 
 @needs_oracle
+@pytest.mark.slow  # tests/test_compare_reference.py compares the same numbers, of a checkpoint it imports
 def test_features_and_box_classifier_features_equal_the_original_graphs():
     reference = np.load(ORACLE / "reference" / "faster_rcnn_resnet50_v1.npz")
     components = build()
@@ -279,9 +293,8 @@ def oracle_list():
 
 
 @pytest.mark.parametrize(("topology", "scale"), [("keras", 1.0), ("slim", 2.0), ("garden", 1.0)])
-def test_initial_kernels_have_the_published_variance(topology, scale):
-    tf_keras.utils.set_random_seed(0)
-    for path, variable in named_variables(build(topology=topology)).items():
+def test_initial_kernels_have_the_published_variance(topology, scale, initial):
+    for path, variable in named_variables(initial(topology)).items():
         if path.endswith("kernel"):
             fan_in = np.prod(variable.shape[:-1])
             assert variable.numpy().std() == pytest.approx((scale / fan_in) ** 0.5, rel=0.05), path
@@ -300,9 +313,9 @@ def test_numbers_of_blocks_and_batch_norm_defaults(depth, blocks):
     assert {(norm.momentum, norm.epsilon) for norm in norms} == {(0.997, 1e-5)}
 
 
-def test_graph_fuses_and_pads_once():
+def test_graph_fuses_and_pads_once(initial):
     # TensorFlow fuses convolution, batch norm and ReLU on CPU only where they follow each other directly.
-    first_stage = resnet.first_stage()
+    first_stage = initial("keras")["first_stage"]
     graph = (
         tf.function(first_stage, autograph=False).get_concrete_function(tf.TensorSpec((1, 64, 64, 3))).graph
     )

@@ -19,6 +19,7 @@ import tensorflow as tf
 import train
 import train as train_tool
 import yaml
+from conftest import building_once, rewriting_graphs, running_eagerly
 
 from data.pipeline import training_batches
 from data.shapes import IMAGE_COUNTS, make_shapes
@@ -65,33 +66,39 @@ def values_of(run):
 def test_a_run_killed_at_a_random_step_and_resumed_ends_with_the_same_bits(config, tmp_path):
     command = [sys.executable, str(ROOT / "tools" / "train.py"), "--no-progress"]
     start = [*command, "--config", str(config), "--freeze", "feature_extractor", "--allow-fresh"]
-    start += ["--set", "train.steps=20", "--set", "data.evaluate=null", "--set", "train.optimizer.kind=adamw"]
+    start += ["--set", "train.steps=24", "--set", "data.evaluate=null", "--set", "train.optimizer.kind=adamw"]
     start += ["--set", "train.checkpoint_every=4"]
-    # The one that nothing happens to needs no process, only the rewriting of graphs that the others do.
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
-    assert train_tool.main([*start[2:], "--run", str(tmp_path / "whole")]) == 0
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    # What nobody kills needs no process, only the rewriting of graphs that a process does.
+    with rewriting_graphs():
+        assert train_tool.main([*start[2:], "--run", str(tmp_path / "whole")]) == 0
 
     cut = subprocess.Popen([*start, "--run", str(tmp_path / "cut")], stdout=subprocess.DEVNULL)
-    last, wanted = tmp_path / "cut" / "checkpoints" / "last", random.randint(1, 10)
-    deadline = time.monotonic() + 120
-    while not last.exists() or checkpoint.read_info(last).step < wanted:
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+
+    def steps_logged():
+        return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+    # Checkpoints are of every fourth step: this is before, at and behind one.
+    wanted, deadline = random.randint(5, 11), time.monotonic() + 120
+    while steps_logged() < wanted:
         assert cut.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     cut.send_signal(signal.SIGKILL)
     cut.wait()
-    stopped_at = checkpoint.read_info(last).step
-    assert stopped_at < 20
+    killed = f"killed after step {steps_logged()}"
+    assert checkpoint.read_info(tmp_path / "cut" / "checkpoints" / "last").step < 24, killed
 
-    subprocess.run([*command, "--resume", str(tmp_path / "cut")], check=True, capture_output=True)
+    with rewriting_graphs():
+        assert train_tool.main(["--resume", str(tmp_path / "cut"), "--no-progress"]) == 0, killed
     whole, resumed = values_of(tmp_path / "whole"), values_of(tmp_path / "cut")
     assert whole.keys() == resumed.keys() and any(key.startswith("optimizer/") for key in whole)
     different = [key for key in whole if whole[key].tobytes() != resumed[key].tobytes()]
-    assert not different, f"killed at step {stopped_at}"
+    assert not different, killed
     rows = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(1, 21))
+    assert [row["step"] for row in rows] == list(range(1, 25)), killed
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_a_run_leaves_its_folder_and_prints_what_matters(config, tmp_path, capsys):
     run = tmp_path / "run"
     arguments = [
@@ -108,6 +115,7 @@ def test_a_run_leaves_its_folder_and_prints_what_matters(config, tmp_path, capsy
     printed = capsys.readouterr().out
     assert re.search(r"rpn +6 .*frozen", printed)
     assert "freeze rpn: matches 6 variables" in printed
+    assert "Predicted saving: 50%" in printed  # the RPN is all that costs, and half of it its gradient
     assert "AP before training: " in printed and re.search(r"AP 0\.\d{3} before, 0\.\d{3} after", printed)
     assert re.search(r"proof: all 6 frozen variables are bit-identical before and after 3 steps", printed)
     assert f"python tools/export.py {run}" in printed
@@ -131,14 +139,27 @@ def test_a_run_leaves_its_folder_and_prints_what_matters(config, tmp_path, capsy
     np.testing.assert_array_equal(before, np.fromfile(run / "metrics.jsonl", np.uint8))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def costs():
+    """Make up what stages cost: to count it traces every one of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detector.cost.stage_costs", lambda *_: [StageCost("rpn", 1)])
+        yield
+
+
+@pytest.fixture(scope="module")
+def untrained():
+    """A `build_model` that builds a detector once, for what comes to no training."""
+    return building_once()
+
+
 @pytest.fixture(scope="module")
 def short_run(config, tmp_path_factory):
     """A run of two steps, not to be changed."""
     run = tmp_path_factory.mktemp("short") / "run"
     options = ["--set", "train.steps=2", "--set", "data.evaluate=null", "--no-progress"]
-    tf.config.run_functions_eagerly(True)
-    assert train_tool.main(["--config", str(config), "--run", str(run), *options]) == 0
-    tf.config.run_functions_eagerly(False)
+    with running_eagerly():
+        assert train_tool.main(["--config", str(config), "--run", str(run), *options]) == 0
     return run
 
 
@@ -377,8 +398,9 @@ def test_a_run_that_was_cut_off_before_its_first_checkpoint_starts_again(short_r
         ),
     ],
 )
-def test_a_users_mistake_is_one_line(arguments, message, config, tmp_path, capsys, monkeypatch):
+def test_a_users_mistake_is_one_line(arguments, message, config, untrained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("detector.experiment.build_model", untrained)
     start = [] if "--resume" in arguments else ["--config", str(config), "--run", str(tmp_path / "run")]
     assert train_tool.main([*start, *arguments]) == 2
     error = capsys.readouterr().err

@@ -17,10 +17,10 @@ from detector.builder import build_model
 from detector.component import child_layers
 from detector.config import validate
 from detector.feature_extractors import inception_v2, inception_v3, resnet
-from detector.weights import tf2_zoo
+from detector.weights import model_garden, tf2_zoo
 from detector.weights.importing import import_weights, model_of
 from detector.weights.object_detection_api import api_names
-from detector.weights.source import WeightsError
+from detector.weights.source import Source, WeightsError
 
 INCEPTION_LIST = "faster_rcnn_inception_v2_coco_2018_01_28.tsv"
 RESNET_LIST = "faster_rcnn_resnet50_v1_640x640_coco17_tpu-8.tsv"
@@ -89,18 +89,15 @@ def keras_resnet50():
     return tf_keras.applications.ResNet50(weights=None, include_top=False)
 
 
-@pytest.mark.parametrize("include_top", [False, True])
-def test_keras_applications_compute_the_same(models, keras_resnet50, tmp_path, include_top):
+def test_keras_applications_compute_the_same(models, keras_resnet50, tmp_path):
     theirs = keras_resnet50
-    if include_top:
-        theirs = tf_keras.applications.ResNet50(weights=None, classes=7)
     randomise(theirs.variables)
     path = tmp_path / "resnet50.h5"
-    theirs.save_weights(path) if include_top else theirs.save(path)
+    theirs.save(path)
     model = models("resnet50", "keras")
     report = import_weights(model, path)
     assert set(report.restored) == backbone_of(model)
-    assert set(report.left) == ({"predictions/kernel", "predictions/bias"} if include_top else set())
+    assert not report.left
     assert model_of(path) == ({"feature_extractor": {"type": "resnet50", "topology": "keras"}}, [])
 
     names = {"conv1": "conv1_relu", "pool1": "pool1_pool"}
@@ -115,6 +112,18 @@ def test_keras_applications_compute_the_same(models, keras_resnet50, tmp_path, i
     # Keras pads the pool by a pixel on every side, the Object Detection API "SAME": from there on again.
     for name, output in run_stages(model, expected["pool1"], skip=("conv1", "pool1")).items():
         assert relative_error(output, expected[name]) < 1e-5, name
+
+
+def test_the_classifier_of_a_keras_application_is_left(models, keras_resnet50, tmp_path):
+    pooled = tf_keras.layers.GlobalAveragePooling2D(name="avg_pool")(keras_resnet50.output)
+    scores = tf_keras.layers.Dense(7, name="predictions")(pooled)
+    path = tmp_path / "resnet50.h5"
+    tf_keras.Model(keras_resnet50.input, scores).save_weights(path)
+    model = models("resnet50", "keras")
+    report = import_weights(model, path)
+    assert set(report.restored) == backbone_of(model)
+    assert set(report.left) == {"predictions/kernel", "predictions/bias"}
+    assert model_of(path) == ({"feature_extractor": {"type": "resnet50", "topology": "keras"}}, [])
 
 
 def test_keras_epsilon_is_folded_into_small_variances(models, keras_resnet50, tmp_path):
@@ -136,10 +145,16 @@ def garden_resnet50():
     return backbones.ResNet(50, norm_epsilon=1e-5)
 
 
-def test_model_garden_backbones_compute_the_same(models, garden_resnet50, tmp_path):
-    theirs = garden_resnet50
-    randomise(theirs.variables)
-    path = tf.train.Checkpoint(backbone=theirs, head=tf_keras.layers.Dense(1)).save(tmp_path / "ckpt")
+@pytest.fixture(scope="module")
+def garden_checkpoint(garden_resnet50, tmp_path_factory):
+    """A checkpoint of it, with values of its own."""
+    randomise(garden_resnet50.variables)
+    whole = tf.train.Checkpoint(backbone=garden_resnet50, head=tf_keras.layers.Dense(1))
+    return whole.save(tmp_path_factory.mktemp("garden") / "ckpt")
+
+
+def test_model_garden_backbones_compute_the_same(models, garden_resnet50, garden_checkpoint):
+    theirs, path = garden_resnet50, garden_checkpoint
     model = models("resnet50", "garden")
     report = import_weights(model, path, "classification")
     assert set(report.restored) == backbone_of(model)
@@ -161,17 +176,22 @@ def test_model_garden_backbones_compute_the_same(models, garden_resnet50, tmp_pa
         assert relative_error(outputs[f"conv{level}"], expected[str(level)]) < 1e-5, level
 
 
-def test_model_garden_variants_and_other_topologies_are_refused(models, garden_resnet50, tmp_path):
-    plain = tf.train.Checkpoint(backbone=garden_resnet50).save(tmp_path / "plain")
+def test_model_garden_variants_and_other_topologies_are_refused(models, garden_checkpoint):
     with pytest.raises(
         WeightsError, match=r"holds resnet50 \(garden topology\), but the model is resnet50 \(keras"
     ):
-        import_weights(models("resnet50", "keras"), plain)
-    stem = tf.train.Checkpoint(backbone=backbones.ResNet(50, stem_type="v1")).save(tmp_path / "stem")
+        import_weights(models("resnet50", "keras"), garden_checkpoint)
+    # As `backbones.ResNet(50, stem_type="v1")` has it: three convolutions in the place of the first one.
+    layer = "backbone/layer_with_weights-{}/{}kernel/.ATTRIBUTES/VARIABLE_VALUE"
+    shapes = {layer.format(6 + block, "_conv3/"): (1, 1, 64, 256) for block in range(16)}
+    source = Source(
+        "stem", "tensorflow", {layer.format(0, ""): (3, 3, 3, 32), **shapes}, lambda _: np.zeros(1)
+    )
     with pytest.raises(
-        WeightsError, match=r"behind a first kernel of \(3, 3, 3, 32\); expected 16 \(resnet50\)"
+        WeightsError,
+        match=r"16 bottleneck blocks behind a first kernel of \(3, 3, 3, 32\); expected 16 \(resn",
     ):
-        import_weights(models("resnet50", "garden"), stem)
+        model_garden.plan(models("resnet50", "garden"), source, "classification")
 
 
 # ---- slim and the TF1 zoo
@@ -325,7 +345,7 @@ def test_the_tf1_zoo_list_of_inception_v2_is_restored_whole(shared, tmp_path):
         )
 
 
-@pytest.mark.parametrize("depth", [50, 101])
+@pytest.mark.parametrize("depth", [50, pytest.param(101, marks=pytest.mark.slow)])
 def test_tf1_zoo_resnets_are_restored_whole(models, tmp_path, depth):
     model = models(f"resnet{depth}", "slim")
     names = api_names(model)
@@ -349,24 +369,27 @@ def test_tf1_zoo_resnets_are_restored_whole(models, tmp_path, depth):
 
 
 @pytest.mark.parametrize("shared_box", [True, False])
-def test_the_tf2_zoo_list_of_resnet50_is_restored_whole(shared, tmp_path, shared_box):
+def test_the_tf2_zoo_list_of_resnet50_is_restored_whole(shared, tmp_path, monkeypatch, shared_box):
+    """Its names and shapes alone; tests/test_compare_reference.py computes with values of such a file."""
     oracle = oracle_module(shared)
     tsv = (shared / "oracle" / "zoo" / RESNET_LIST).read_text()
     if not shared_box:
         tsv = re.sub(r"(_box_encoder_layers/1/\S+\t(?:2048,)?)4\n", r"\g<1>360\n", tsv)
     (tmp_path / "list.tsv").write_text(tsv)
-    oracle.main(str(tmp_path / "list.tsv"), str(tmp_path / "ckpt-0"))
-    section, names = model_of(tmp_path / "ckpt-0")
+    shapes = oracle.read_variables(tmp_path / "list.tsv")
+    source = Source("ckpt-0", "tensorflow", shapes, lambda name: np.zeros(shapes[name], np.float32))
+    monkeypatch.setattr("detector.weights.importing.open_source", lambda path: source)
+    section, names = model_of("ckpt-0")
     assert section == {
         "feature_extractor": {"type": "resnet50", "topology": "keras"},
         "box_classifier": {"share_box_across_classes": shared_box},
     }
     model = build("resnet50", "keras", names, share_box_across_classes=shared_box)
-    report = import_weights(model, tmp_path / "ckpt-0")
+    report = import_weights(model, "ckpt-0")
     assert (report.fresh, report.left) == ({}, {})
     assert len(set(report.restored.values())) == len(report.restored) == 275
     fine_tuned = build("resnet50", "keras", ["cat"], share_box_across_classes=shared_box)
-    report = import_weights(fine_tuned, tmp_path / "ckpt-0")
+    report = import_weights(fine_tuned, "ckpt-0")
     leaves = ("kernel", "bias")
     fresh = {f"box_classifier/predictor/class_scores/{leaf}" for leaf in leaves}
     if not shared_box:
