@@ -154,6 +154,8 @@ def _explain(issue: Mapping[str, Any]) -> str:
     key = ".".join(location)
     if issue["type"] == "extra_forbidden":
         nearest = difflib.get_close_matches(key, _known_keys(Config), n=1, cutoff=0.0)
+        if nearest[0] == key:
+            return f"'{key}' goes with another format or kind than the one that is set here: set that, too"
         return f"unknown key '{key}'; nearest: '{nearest[0]}'"
     given = issue.get("input")
     shown = "" if isinstance(given, Mapping) else f", got {given!r}"

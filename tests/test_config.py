@@ -168,3 +168,8 @@ def test_a_file_with_a_byte_order_mark(tmp_path):
 def test_the_origin_is_named():
     with pytest.raises(ConfigError, match=r"^my\.config: unknown key 'x'"):
         override({"x": 1}, [], "my.config")
+
+
+def test_a_key_of_another_format_is_not_called_unknown():
+    with pytest.raises(ConfigError, match=r"'data\.train\.path' goes with another format or kind"):
+        override({}, ["data.train={format: voc, root: here, path: there}"], "test")

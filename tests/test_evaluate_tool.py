@@ -128,7 +128,7 @@ def test_mistakes_are_one_line(run, tmp_path, capsys):
     assert "there is nothing at" in error(str(tmp_path / "nowhere"))
     assert "only data and evaluate can be set" in error(str(run), "--set", "model.rpn.l2=1")
     assert "names no data: set data.evaluate" in error(str(run), "--set", "data.evaluate=null")
-    shutil.copytree(run / "checkpoints" / "step-000001", tmp_path / "of_no_run")
+    shutil.copytree((run / "checkpoints" / "best").resolve(), tmp_path / "of_no_run")
     assert "names no data: set data.evaluate, like --set" in error(str(tmp_path / "of_no_run"))
     (run / "checkpoints" / "best").rename(run / "checkpoints" / "hidden")
     try:

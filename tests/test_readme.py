@@ -75,8 +75,12 @@ def test_every_command_is_understood(command, monkeypatch):
     if not hasattr(arguments, "config"):
         return
     monkeypatch.chdir(ROOT)
+    if arguments.pipeline_config is not None:  # the reader's own; its data are TFRecords
+        arguments.pipeline_config = None
+        source = {"format": "tfrecord", "path": ["a.record"]}
+        command_line.load_config(arguments, base={"data": {"train": source, "evaluate": source}})
+        return
     arguments.config = configuration_of(command, arguments)
-    arguments.pipeline_config = None  # the reader's own
     if arguments.config is not None and is_sweep(arguments.config):
         sweep = read_sweep(arguments.config)
         arguments.config, arguments.set = sweep.config, [*sweep.set, *arguments.set]
