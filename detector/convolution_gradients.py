@@ -85,7 +85,10 @@ def _towards_1x1_kernel(inputs: tf.Tensor, upstream: tf.Tensor, stride: int) -> 
 
 def _towards_3x3_kernel(inputs: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
     height, width = inputs.shape[1:3]
-    padded = tf.pad(inputs, [[0, 0], [1, 1], [1, 1], [0, 0]])
+    # After the gradient has come: what depends on the inputs alone would be made in the forward pass, and lie
+    # in memory nine times until then.
+    with tf.control_dependencies([upstream]):
+        padded = tf.pad(inputs, [[0, 0], [1, 1], [1, 1], [0, 0]])
     places = [
         _product(padded[:, row : row + height, column : column + width], upstream)
         for row in range(3)
