@@ -1,21 +1,24 @@
-"""Gradients of convolutions as matrix products, for CPUs on which TensorFlow's own are slow.
+"""Gradients of convolutions as products and convolutions, for CPUs on which TensorFlow's own are slow.
 
 Without oneDNN, which it leaves off on CPUs without AVX-512, TensorFlow copies maps into columns for a
 convolution's gradients, or products back out of columns, one thread an image.  Forwards it does not: for the
 64 crops of 4x4 cells in a ResNet's tower the gradient of a 1x1 convolution towards its inputs takes 12 times
-the forward pass.  A product of what is in memory anyway gives the same:
+the forward pass.  A product of what is in memory anyway, or a forward pass, gives the same:
 
-    1x1     both: cells [B * H * W, channels] and kernel [channels, filters] are matrices as they are
-    3x3     towards the kernel, on large maps: for each of its nine places, of the shifted cells
+    1x1                towards both: cells [B * H * W, channels] and kernel [channels, filters] are matrices
+    3x3, large maps    towards the inputs: a convolution with the kernel turned around
+                       towards the kernel: for each of its nine places, a product of the shifted cells
+    3x3 of stride 2,   towards the inputs: cells in odd and in even rows and columns each meet some of the
+    odd maps           kernel's places alone, in four convolutions
 
 `docs/benchmarks.md` says what that saves.
 """
 
 import tensorflow as tf
 
-from detector.hardware import has_onednn
+from detector.cpu import has_onednn
 
-# Cells of a map from which on nine products are quicker than TensorFlow's columns.
+# Cells of a map from which on that is quicker than TensorFlow's columns for 3x3 kernels of stride 1.
 _LARGE_MAP = 64 * 64
 
 
@@ -26,9 +29,14 @@ def pays(inputs: tf.Tensor, kernel_size: tuple[int, int], stride: int) -> bool:
     """
     if inputs.dtype != tf.float32 or has_onednn() or tf.config.list_logical_devices("GPU"):
         return False
+    if kernel_size == (1, 1):
+        return True
     _, height, width, _ = inputs.shape
-    is_large = height is not None and width is not None and height * width >= _LARGE_MAP
-    return kernel_size == (1, 1) or (kernel_size == (3, 3) and stride == 1 and is_large)
+    if kernel_size != (3, 3) or height is None or width is None:
+        return False
+    if stride == 1:
+        return height * width >= _LARGE_MAP
+    return stride == 2 and height % 2 == 1 and width % 2 == 1
 
 
 def convolve(inputs: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
@@ -36,7 +44,7 @@ def convolve(inputs: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
 
     Args:
         inputs: float32 [B, H, W, channels].
-        kernel: float32 [1, 1, channels, filters], or [3, 3, channels, filters] with stride 1.
+        kernel: float32 [1, 1, channels, filters], or [3, 3, channels, filters] for what `pays`.
         stride: of rows and columns alike.
 
     Returns:
@@ -48,17 +56,21 @@ def convolve(inputs: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
         def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             # What nothing asks for of these, TensorFlow leaves out.
             if kernel.shape[0] == 1:
-                return _towards_inputs_of_1x1(inputs, kernel, upstream, stride), _towards_1x1_kernel(
-                    inputs, upstream, stride
+                cells = _as_matrix(upstream)
+                return (
+                    _towards_inputs_of_1x1(inputs, kernel, upstream, cells, stride),
+                    _towards_1x1_kernel(inputs, cells, stride),
                 )
-            towards_inputs = tf.raw_ops.Conv2DBackpropInput(
-                input_sizes=tf.shape(inputs),
-                filter=kernel,
+            if stride == 1:
+                return _towards_inputs_of_3x3(kernel, upstream), _towards_3x3_kernel(inputs, upstream)
+            towards_kernel = tf.raw_ops.Conv2DBackpropFilter(
+                input=inputs,
+                filter_sizes=kernel.shape,
                 out_backprop=upstream,
-                strides=[1, 1, 1, 1],
+                strides=[1, stride, stride, 1],
                 padding="SAME",
             )
-            return towards_inputs, _towards_3x3_kernel(inputs, upstream)
+            return _towards_odd_inputs_of_3x3(inputs, kernel, upstream), towards_kernel
 
         return tf.nn.conv2d(inputs, kernel, stride, "SAME"), gradients
 
@@ -66,11 +78,11 @@ def convolve(inputs: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
 
 
 def _towards_inputs_of_1x1(
-    inputs: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor, stride: int
+    inputs: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor, cells: tf.Tensor, stride: int
 ) -> tf.Tensor:
     matrix = tf.reshape(kernel, kernel.shape[2:])
-    cells = tf.matmul(_as_matrix(upstream), matrix, transpose_b=True)
-    seen = tf.reshape(cells, [*_shape(upstream)[:3], inputs.shape[-1]])
+    products = tf.matmul(cells, matrix, transpose_b=True)
+    seen = tf.reshape(products, [*_shape(upstream)[:3], inputs.shape[-1]])
     if stride == 1:
         return seen
     # Zero where the stride passes by.
@@ -78,9 +90,38 @@ def _towards_inputs_of_1x1(
     return tf.raw_ops.StridedSliceGrad(shape=shape, begin=begin, end=shape, strides=strides, dy=seen)
 
 
-def _towards_1x1_kernel(inputs: tf.Tensor, upstream: tf.Tensor, stride: int) -> tf.Tensor:
+def _towards_1x1_kernel(inputs: tf.Tensor, cells: tf.Tensor, stride: int) -> tf.Tensor:
     seen = inputs[:, ::stride, ::stride] if stride > 1 else inputs
-    return _product(seen, upstream)[tf.newaxis, tf.newaxis]
+    product = tf.matmul(_as_matrix(seen), cells, transpose_a=True)
+    return tf.reshape(product, [1, 1, *product.shape])
+
+
+def _towards_inputs_of_3x3(kernel: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
+    return tf.nn.conv2d(upstream, _transposed(kernel)[::-1, ::-1], 1, "SAME")
+
+
+def _towards_odd_inputs_of_3x3(inputs: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
+    """Return the gradient for stride 2, where "SAME" pads an odd number of cells by one at both ends.
+
+    An output has its middle on an even row, so that an even row meets the kernel's middle row alone, and an
+    odd one the last row of the output above and the first of that below.
+    """
+    kernel = _transposed(kernel)
+    of_row_pairs = []
+    for rows in (slice(1, 2), slice(2, None, -2)):
+        of_pairs = [
+            tf.nn.conv2d(upstream, kernel[rows, columns], 1, "SAME")
+            for columns in (slice(1, 2), slice(2, None, -2))
+        ]
+        of_row_pairs.append(tf.stack(of_pairs, axis=3))
+    count, height, width, _ = _shape(upstream)
+    cells = tf.reshape(tf.stack(of_row_pairs, axis=2), [count, 2 * height, 2 * width, inputs.shape[-1]])
+    # Without the odd row and column that would follow the last even one.
+    return cells[:, : inputs.shape[1], : inputs.shape[2]]
+
+
+def _transposed(kernel: tf.Tensor) -> tf.Tensor:
+    return tf.transpose(kernel, [0, 1, 3, 2])
 
 
 def _towards_3x3_kernel(inputs: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
@@ -89,20 +130,19 @@ def _towards_3x3_kernel(inputs: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
     # in memory nine times until then.
     with tf.control_dependencies([upstream]):
         padded = tf.pad(inputs, [[0, 0], [1, 1], [1, 1], [0, 0]])
+    cells = _as_matrix(upstream)
+    # One constant each for all places: a graph of fewer operations is traced sooner.
+    window, matrix = tf.constant([-1, height, width, -1]), tf.constant([-1, inputs.shape[-1]])
     places = [
-        _product(padded[:, row : row + height, column : column + width], upstream)
+        tf.matmul(tf.reshape(tf.slice(padded, [0, row, column, 0], window), matrix), cells, transpose_a=True)
         for row in range(3)
         for column in range(3)
     ]
-    return tf.reshape(tf.stack(places), [3, 3, inputs.shape[-1], upstream.shape[-1]])
-
-
-def _product(maps: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
-    """Return [channels, filters]: how the cells of both go together, over all of them."""
-    return tf.matmul(_as_matrix(maps), _as_matrix(upstream), transpose_a=True)
+    return tf.reshape(tf.concat(places, axis=0), [3, 3, inputs.shape[-1], upstream.shape[-1]])
 
 
 def _as_matrix(maps: tf.Tensor) -> tf.Tensor:
+    """Return the cells of all maps, [cells, channels]."""
     return tf.reshape(maps, [-1, maps.shape[-1]])
 
 

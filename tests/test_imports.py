@@ -56,7 +56,8 @@ LAYERS = [
         "stop_requests",
     }
     | {"config_section", "protobuf_text", "strict_yaml"}
-    | {"determinism", "hardware", "lasting_output", "memory_optimizer", "progress", "reload_alone"},
+    | {"bfloat16", "determinism", "lasting_output", "memory_optimizer", "progress", "reload_alone"},
+    {"cpu"},
 ]
 
 

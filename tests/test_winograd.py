@@ -13,6 +13,13 @@ from detector.model_config import ModelConfig
 BATCH_NORM = {"momentum": 0.9, "epsilon": 0.001}
 
 
+@pytest.fixture(params=[False, True], ids=["own kernels", "oneDNN"])
+def has_onednn(request, monkeypatch):
+    """Multiply as is quick without oneDNN and with it, whatever this CPU has."""
+    monkeypatch.setattr(winograd, "has_onednn", lambda: request.param)
+    return request.param
+
+
 def directly(inputs, kernel):
     return tf.nn.conv2d(inputs, kernel, 1, "SAME")
 
@@ -47,7 +54,7 @@ def types_in(traced):
 
 @pytest.mark.parametrize("in_graph", [False, True], ids=["eager", "graph"])
 @pytest.mark.parametrize("height, width", [(4, 4), (7, 7), (8, 5), (3, 6), (1, 2)])
-def test_outputs_and_gradients_are_those_of_the_direct_convolution(height, width, in_graph):
+def test_outputs_and_gradients_are_those_of_the_direct_convolution(height, width, in_graph, has_onednn):
     inputs, kernel = example((3, height, width, 16), 8)
     run = tf.function(outputs_and_gradients) if in_graph else outputs_and_gradients
     assert_equal_up_to_rounding(
@@ -55,7 +62,7 @@ def test_outputs_and_gradients_are_those_of_the_direct_convolution(height, width
     )
 
 
-def test_the_number_of_maps_may_be_unknown_to_the_graph():
+def test_the_number_of_maps_may_be_unknown_to_the_graph(has_onednn):
     inputs, kernel = example()
     anything = tf.function(
         lambda inputs: outputs_and_gradients(winograd.convolve, inputs, kernel),
@@ -111,8 +118,10 @@ def test_a_kernel_is_transformed_when_its_inputs_are_there():
     assert {operation.name for operation in waited_for} == {"inputs"}
 
 
-@pytest.mark.parametrize("side, part", [(4, 36 / 144), (7, 121 / 441), (8, 36 / 144)])
-def test_there_are_as_few_products_as_tiles_need(side, part, monkeypatch):
+@pytest.mark.parametrize(
+    "side, part, points, tile_counts", [(4, 36 / 144, 36, 1), (7, 121 / 441, 36, 3), (8, 36 / 144, 36, 1)]
+)
+def test_there_are_as_few_products_as_tiles_need(side, part, points, tile_counts, has_onednn, monkeypatch):
     multiplied = []
     monkeypatch.setattr(
         tf, "matmul", lambda a, b, _of=tf.matmul, **how: multiplied.append((a, b)) or _of(a, b, **how)
@@ -120,9 +129,9 @@ def test_there_are_as_few_products_as_tiles_need(side, part, monkeypatch):
     inputs, kernel = example((2, side, side, 96))
     winograd.convolve(inputs, kernel)
     # Those of the transforms have a constant on their left.
-    products = sum(
-        a.shape[0] * a.shape[1] * b.shape[1] for a, b in multiplied if not isinstance(a, np.ndarray)
-    )
+    of_tiles = [(a, b) for a, b in multiplied if not isinstance(a, np.ndarray)]
+    assert len(of_tiles) == (tile_counts if has_onednn else points)
+    products = sum(np.prod(a.shape) * b.shape[-1] for a, b in of_tiles)
     assert products == 2 * side**2 * 9 * 96 * 64 * part
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import published_config
 
+from detector import cpu
 from detector.lasting_output import lasting_output
 
 # TensorFlow's C++ banner is written when its library is loaded: these must be set before.
@@ -25,6 +26,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 # TensorFlow imports a Keras as it starts: the one that this package is made of, and not Keras 3 beside it.
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+cpu.leave_onednn_off_where_slow(cpu.cpuinfo(), os.environ)
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 if TYPE_CHECKING:
@@ -386,8 +388,8 @@ def print_schedule(
     console: "Console", config: "Config", model: "FasterRCNN", schedule: "FreezeSchedule"
 ) -> None:
     """Print the plan that training starts with, what changes when, and what the machine says of bfloat16."""
+    from detector.bfloat16 import of_this_machine
     from detector.freeze_schedule import idle_lr_factors
-    from detector.hardware import of_this_machine
     from detector.schedule import other_end
 
     print_plan(console, config, model, schedule.stages[0].plan)

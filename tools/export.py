@@ -54,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    from detector.bfloat16 import of_this_machine
     from detector.export import export, export_settings, freeze_manifest, is_saved_model, label_map_ids
     from detector.export_check import ExportCheckError, check_export
-    from detector.hardware import of_this_machine
     from detector.loading import load_checkpoint
     from detector.model_config import ModelConfig
     from detector.run_log import find_checkpoint

@@ -1,19 +1,16 @@
-"""What the machine has in hardware, and what that says of how TensorFlow computes on it.
+"""Whether the machine has bfloat16 in hardware.
 
-Without bfloat16 TensorFlow emulates it, which is slower than computing in float32.
+Without it TensorFlow emulates it, which is slower than computing in float32.
 """
 
-import os
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 import tensorflow as tf
 
+from detector.cpu import cpuinfo, instruction_sets
+
 # The names that Linux gives the instructions in /proc/cpuinfo, the fastest first.
 _CPU_FLAGS = ("amx_bf16", "avx512_bf16")
-# Those with one of which TensorFlow 2.20 switches oneDNN's kernels on (tensorflow/core/util/port.cc).
-_ONEDNN_FLAGS = ("avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16")
 # NVIDIA's compute capability from which on there are bfloat16 tensor cores (Ampere).
 _GPU_CAPABILITY = (8, 0)
 
@@ -50,12 +47,12 @@ def of_this_machine() -> Bfloat16:
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         return of_gpu(tf.config.experimental.get_device_details(gpus[0]).get("compute_capability"))
-    return of_cpu(_cpuinfo())
+    return of_cpu(cpuinfo())
 
 
 def of_cpu(cpuinfo: str | None) -> Bfloat16:
     """Read Linux's /proc/cpuinfo; None where there is none.  Tells of x86 alone."""
-    known = _flags(cpuinfo)
+    known = instruction_sets(cpuinfo)
     if not known:
         return Bfloat16("this CPU", None, "only /proc/cpuinfo of x86 tells")
     flag = next((flag for flag in _CPU_FLAGS if flag in known), None)
@@ -72,27 +69,3 @@ def of_gpu(compute_capability: tuple[int, int] | None) -> Bfloat16:
     has = (major, minor) >= _GPU_CAPABILITY
     needed = "" if has else f", and bfloat16 needs {_GPU_CAPABILITY[0]}.{_GPU_CAPABILITY[1]}"
     return Bfloat16("this GPU", has, f"compute capability {major}.{minor}{needed}")
-
-
-@cache
-def has_onednn() -> bool:
-    """Whether TensorFlow computes with oneDNN's kernels on this CPU, rather than with its own."""
-    return onednn_of(_cpuinfo(), os.environ.get("TF_ENABLE_ONEDNN_OPTS"))
-
-
-def onednn_of(cpuinfo: str | None, wanted: str | None) -> bool:
-    """Tell by Linux's /proc/cpuinfo and by what TF_ENABLE_ONEDNN_OPTS asks for, None where it is not set."""
-    if wanted is not None:
-        return wanted.strip().lower() in ("1", "true")
-    return not _flags(cpuinfo).isdisjoint(_ONEDNN_FLAGS)
-
-
-def _cpuinfo() -> str | None:
-    page = Path("/proc/cpuinfo")
-    return page.read_text(encoding="utf-8", errors="replace") if page.is_file() else None
-
-
-def _flags(cpuinfo: str | None) -> set[str]:
-    """Return an x86 CPU's instruction sets; empty for others."""
-    line = next((line for line in (cpuinfo or "").splitlines() if line.startswith("flags")), "")
-    return set(line.partition(":")[2].split())

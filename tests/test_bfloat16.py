@@ -3,11 +3,11 @@ import pytest
 import tensorflow as tf
 from rich.console import Console
 
-from detector import hardware
+from detector import bfloat16
+from detector.bfloat16 import of_cpu, of_gpu, of_this_machine
 from detector.config import override
 from detector.freeze import resolve
 from detector.freeze_schedule import FreezeSchedule
-from detector.hardware import has_onednn, of_cpu, of_gpu, of_this_machine, onednn_of
 from detector.selectors import VariableRow
 
 CPUINFO = """processor\t: 0
@@ -34,30 +34,6 @@ ARM = "processor\t: 0\nFeatures\t: fp asimd bf16\n"
 def test_a_cpu_is_known_by_its_flags(cpuinfo, in_hardware, evidence):
     found = of_cpu(cpuinfo)
     assert (found.in_hardware, found.evidence) == (in_hardware, evidence)
-
-
-@pytest.mark.parametrize(
-    ("cpuinfo", "wanted", "expected"),
-    [
-        (CPUINFO.replace("{}", ""), None, True),
-        (CPUINFO.replace("{}", "").replace("avx512_vnni", "avx_vnni"), None, True),
-        ("flags\t: fma avx avx2 avx512f\n", None, False),
-        (ARM, None, False),
-        (None, None, False),
-        (CPUINFO, "0", False),
-        (CPUINFO, "False", False),
-        (None, "1", True),
-        (None, "true", True),
-    ],
-)
-def test_onednn_is_known_by_flags_and_the_environment(cpuinfo, wanted, expected):
-    assert onednn_of(cpuinfo, wanted) is expected
-
-
-def test_onednn_is_known_as_tensorflow_knows_it():
-    from tensorflow.python.util import _pywrap_util_port
-
-    assert has_onednn() is _pywrap_util_port.IsMklEnabled()
 
 
 @pytest.mark.parametrize(
@@ -99,7 +75,7 @@ def test_a_gpu_counts_before_the_cpu(monkeypatch):
 
 def test_the_plan_says_what_the_machine_has(monkeypatch, capsys):
     monkeypatch.setattr(command_line, "print_plan", lambda *arguments: None)
-    monkeypatch.setattr(hardware, "of_this_machine", lambda: of_gpu((7, 0)))
+    monkeypatch.setattr(bfloat16, "of_this_machine", lambda: of_gpu((7, 0)))
     schedule = FreezeSchedule.of(resolve([VariableRow("rpn/conv/kernel", (1,), True)]))
     for precision, lines in (("bfloat16", 1), ("float32", 0)):
         config = override({}, [f"model.precision={precision}"], "test")
