@@ -1,6 +1,6 @@
 """A small detector and small batches that every head learns from, for tests that need a whole model."""
 
-import command_line  # isort: skip  # sets what TensorFlow reads when it is imported
+import launch  # isort: skip  # sets what TensorFlow reads when it is imported
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ from detector.freeze import rows_of
 from detector.recomputation import recompute
 
 # As every command does; here, so that no test depends on which ran before.
-command_line.settle_process()
+launch.settle_process()
 # A run asks for it, and it cannot be undone: here for the same reason.
 tf.config.experimental.enable_op_determinism()
 # TensorFlow rewrites a graph before its first run, for a second and more; most graphs of tests run thrice.

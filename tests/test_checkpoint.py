@@ -3,7 +3,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import command_line
+import launch
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -84,7 +84,7 @@ def test_a_full_disk_is_one_line_and_keeps_nothing_of_what_failed(tmp_path, monk
         raise tf.errors.ResourceExhaustedError(None, None, message)
 
     monkeypatch.setattr(tf.raw_ops, "SaveV2", full)
-    assert command_line.run(lambda: bool(checkpoint.save(path, INFO, variables(9.0)))) == 2
+    assert launch.run(lambda: bool(checkpoint.save(path, INFO, variables(9.0)))) == 2
     assert capsys.readouterr().err == (
         f"error: the checkpoint of step 3 could not be written to {path}: No space left on device; make room "
         "for it or name another place\n"

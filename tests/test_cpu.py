@@ -59,7 +59,7 @@ def test_a_tool_decides_before_tensorflow_is_imported():
 import sys
 import detector.cpu
 detector.cpu.cpuinfo = lambda: {cpuinfo!r}
-import command_line
+import launch
 assert "tensorflow" not in sys.modules
 import os
 print(os.environ.get("TF_ENABLE_ONEDNN_OPTS"))

@@ -35,7 +35,8 @@ LAYERS = [
     | {"checkpoint", "run_log", "weights"},
     # The layers below take plain values.
     {"config", "config_reference", "data_config", "freeze_config", "model_config", "train_config"}
-    | {"pipeline_augmentation", "pipeline_config", "pipeline_fields", "pipeline_model"},
+    | {"pipeline_augmentation", "pipeline_config", "pipeline_fields", "pipeline_model"}
+    | {"pipeline_training"},
     {"faster_rcnn"},
     {"rpn", "box_classifier", "feature_extractors", "recomputation"},
     {"batch_norm", "sparse_convolution", "winograd", "convolution_gradients"},

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import command_line
+import launch
 
 if TYPE_CHECKING:
     from detector.benchmark.jobs import Job
@@ -133,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "that is worse by more than 10%% than the stored one",
     )
     arguments = parser.parse_args(argv)
-    return command_line.run(lambda: _run(arguments))
+    return launch.run(lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import command_line
+import launch
 import tensorflow as tf
 from example_caches import training_cache
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--export", type=Path, metavar="DIR", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    command_line.settle_process()
+    launch.settle_process()
     if arguments.export:
         _export(json.load(sys.stdin), arguments.export)
     else:

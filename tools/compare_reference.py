@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import command_line
+import launch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--reference", type=Path, required=True, metavar="FILE.npz", help="arrays by key")
     arguments = parser.parse_args(argv)
-    return command_line.run(lambda: _compare(arguments))
+    return launch.run(lambda: _compare(arguments))
 
 
 def _compare(arguments: argparse.Namespace) -> int:

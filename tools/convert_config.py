@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import command_line
+import launch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.set_defaults(set=[])
     arguments = parser.parse_args(argv)
-    return command_line.run(lambda: _convert(arguments))
+    return launch.run(lambda: _convert(arguments))
 
 
 def _convert(arguments: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import command_line
+import launch
 import published_config
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="where diagnose.json and diagnose.png go (default: diagnosis-NAME in the run, or below build/)",
     )
     arguments = parser.parse_args(argv)
-    return command_line.run(lambda: _diagnose(arguments))
+    return launch.run(lambda: _diagnose(arguments))
 
 
 def _diagnose(arguments: argparse.Namespace) -> int:

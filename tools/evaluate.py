@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import command_line
 import foreign_checkpoint
+import launch
 import published_config
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     command_line.add_checkpoint_option(parser)
     arguments = parser.parse_args(argv)
-    return command_line.run(lambda: _evaluate(arguments))
+    return launch.run(lambda: _evaluate(arguments))
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import command_line
 import foreign_checkpoint
+import launch
 
 if TYPE_CHECKING:
     from data.dataset import DetectionDataset
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     command_line.add_checkpoint_option(parser)
     arguments = parser.parse_args(argv)
-    return command_line.run(lambda: _export(arguments))
+    return launch.run(lambda: _export(arguments))
 
 
 def _export(arguments: argparse.Namespace) -> int:

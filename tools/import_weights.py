@@ -16,6 +16,7 @@ from pathlib import Path
 
 import command_line
 import foreign_checkpoint
+import launch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--verbose", action="store_true", help="a line for every variable, too")
     arguments = parser.parse_args(argv)
-    return command_line.run(lambda: _import(arguments))
+    return launch.run(lambda: _import(arguments))
 
 
 def _import(arguments: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import command_line
+import launch
 import published_config
 
 
@@ -46,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.model or arguments.verify:
         _refuse_other_options(parser, arguments)
     if arguments.verify:
-        return command_line.run(lambda: _verify(arguments))
-    return command_line.run(lambda: _show(arguments) if arguments.model else _plan(arguments))
+        return launch.run(lambda: _verify(arguments))
+    return launch.run(lambda: _show(arguments) if arguments.model else _plan(arguments))
 
 
 def _refuse_other_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import command_line
 import foreign_checkpoint
+import launch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command_line.add_config_options(parser, "the model's own; of another project's weights, what they tell")
     command_line.add_checkpoint_option(parser)
     arguments = parser.parse_args(argv)
-    return command_line.run(lambda: _predict(arguments))
+    return launch.run(lambda: _predict(arguments))
 
 
 def _predict(arguments: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import command_line
+import launch
 import published_config
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--output", type=Path, metavar="DIR", help="where runs and results go (default: runs/sweep-NAME)"
     )
     arguments = parser.parse_args(argv)
-    return command_line.run(lambda: _sweep(arguments))
+    return launch.run(lambda: _sweep(arguments))
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
@@ -242,7 +243,7 @@ def _train(run: Run, state: "State") -> int:
         code, peak, stopped_by = _wait(process)
     add_cost(run.folder, time.monotonic() - start, peak)
     if stopped_by is not None:
-        raise command_line.StopSignal(stopped_by)
+        raise launch.StopSignal(stopped_by)
     return code
 
 
@@ -254,7 +255,7 @@ def _wait(process: subprocess.Popen[bytes]) -> tuple[int, int, int | None]:
     """
 
     def stop(number: int, frame: Any) -> None:
-        raise command_line.StopSignal(number)
+        raise launch.StopSignal(number)
 
     stopped_by: int | None = None
     # SIGHUP comes when the terminal is closed: the run, in a session of its own, would go on unseen.  Under
@@ -271,7 +272,7 @@ def _wait(process: subprocess.Popen[bytes]) -> tuple[int, int, int | None]:
                 break
             except KeyboardInterrupt as came:
                 process.send_signal(signal.SIGINT if stopped_by is None else signal.SIGKILL)
-                stopped_by = came.number if isinstance(came, command_line.StopSignal) else signal.SIGINT
+                stopped_by = came.number if isinstance(came, launch.StopSignal) else signal.SIGINT
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

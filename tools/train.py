@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import command_line
+import launch
 import published_config
 from example_caches import evaluation_cache, training_cache
 from resumption import lock_resumable, naming_earlier_ones, require_same_data, run_and_checkpoint
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-progress", action="store_true", help="print lines instead of a bar, for logs")
     arguments = parser.parse_args(argv)
     with contextlib.ExitStack() as locks:
-        return command_line.run(lambda: _train(parser, arguments, locks))
+        return launch.run(lambda: _train(parser, arguments, locks))
 
 
 def _train(
