@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 
-from detector import cpu
+from detector import allocation, cpu
 from detector.lasting_output import lasting_output
 
 # TensorFlow's C++ banner is written when its library is loaded: these must be set before.
@@ -22,6 +22,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 # TensorFlow imports a Keras as it starts: the one that this package is made of, and not Keras 3 beside it.
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 cpu.leave_onednn_off_where_slow(cpu.cpuinfo(), os.environ)
+allocation.keep_freed_memory()
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
