@@ -69,7 +69,7 @@ def test_every_command_is_understood(command, monkeypatch):
         return parsed[-1]
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", noted)
-    monkeypatch.setattr(module.command_line, "run", lambda main: 0)
+    monkeypatch.setattr(module.launch, "run", lambda main: 0)
     assert module.main(command[1:]) == 0
     (arguments,) = parsed
     if not hasattr(arguments, "config"):
