@@ -163,14 +163,23 @@ class FasterRCNN(tf_keras.Model):
         )
 
     def crops(
-        self, features: tf.Tensor, proposals: Proposals, canvas_hw: Sequence[int | tf.Tensor]
+        self,
+        features: tf.Tensor,
+        proposals: Proposals,
+        canvas_hw: Sequence[int | tf.Tensor],
+        training: bool = False,
     ) -> tf.Tensor:
         """Return the pooled crops [B * P, h, w, depth] that the tower sees."""
         settings = self.box_classifier_settings
-        crops = crop_features(
-            features, proposals.boxes_yxyx, tf.cast(tf.stack(canvas_hw), tf.float32), settings.crop_size
+        return crop_features(
+            features,
+            proposals.boxes_yxyx,
+            tf.cast(tf.stack(canvas_hw), tf.float32),
+            settings.crop_size,
+            pool_size=settings.pool_size,
+            pool_stride=settings.pool_stride,
+            in_groups=not training,  # training draws few proposals, and its gradients need the crops
         )
-        return tf.nn.max_pool2d(crops, settings.pool_size, settings.pool_stride, "VALID")
 
     def second_stage(
         self,
@@ -181,7 +190,8 @@ class FasterRCNN(tf_keras.Model):
         seed: tf.Tensor | None = None,
     ) -> BoxPredictions:
         """Return the box classifier's predictions for the B * P proposals."""
-        return self.box_classifier(self.crops(features, proposals, canvas_hw), training=training, seed=seed)
+        crops = self.crops(features, proposals, canvas_hw, training)
+        return self.box_classifier(crops, training=training, seed=seed)
 
     def detect(self, image: tf.Tensor, image_size_hw: tf.Tensor) -> Suppressed:
         """Detect objects; takes what `infer` does."""

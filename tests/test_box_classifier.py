@@ -45,6 +45,29 @@ def test_crops_come_from_their_own_image():
     np.testing.assert_array_equal(crops[:, 0, 0, 0], [0, 0, 1, 1, 2, 2])
 
 
+@pytest.mark.parametrize("per_image", [1, 16, 35, 64])  # with two images up to four groups, whole and broken
+def test_groups_of_crops_are_the_crops_at_once_and_so_are_their_gradients(per_image):
+    rng = np.random.default_rng(0)
+    features = tf.constant(rng.normal(size=[2, 8, 8, 5]), tf.float32)
+    low = rng.uniform(0, 80, [2, per_image, 2])
+    boxes = tf.constant(np.concatenate([low, low + rng.uniform(1, 48, low.shape)], axis=-1), tf.float32)
+    how = {"crop_size": 14, "pool_size": 3, "pool_stride": 2}
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 5]), tf.TensorSpec([None, per_image, 4])])
+    def in_groups(features, boxes):
+        crops = crop_features(features, boxes, tf.constant([128.0, 128.0]), in_groups=True, **how)
+        assert crops.shape.as_list() == [None, 6, 6, 5]
+        return crops, tf.gradients(tf.reduce_sum(crops**2), features)[0]
+
+    with tf.GradientTape() as tape:
+        tape.watch(features)
+        expected = crop_features(features, boxes, tf.constant([128.0, 128.0]), **how)
+        total = tf.reduce_sum(expected**2)
+    crops, gradient = in_groups(features, boxes)
+    np.testing.assert_array_equal(crops, expected)
+    np.testing.assert_allclose(gradient, tape.gradient(total, features), rtol=1e-4, atol=1e-4)
+
+
 def test_the_draw_keeps_order_and_pads_with_zeros():
     given = proposals([[0, 0, 10, 10], [50, 50, 60, 60], [0, 0, 10, 11], [9, 9, 9, 9]], count=3)
     drawn, _ = draw_proposals(
