@@ -65,7 +65,7 @@ def test_layers_compute_in_bfloat16_and_everything_else_in_float32(models):
 
     @tf.function(autograph=False)
     def losses():
-        return model.named_losses(batch, SEED, training=False)
+        return model.named_losses(batch, SEED)
 
     types: dict[str, set[tf.DType]] = {}
     traced = losses.get_concrete_function()
