@@ -68,19 +68,24 @@ def convolve(inputs: tf.Tensor, kernel: tf.Tensor | tf.Variable, keeps_transform
     transforms = _transforms(*inputs.shape[1:3])
     kept = _Kept.of(transforms, kernel) if keeps_transform and not tf.executing_eagerly() else None
 
+    def kernel_parts(kernel: tf.Tensor, after: tf.Tensor) -> list[tf.Tensor]:
+        # A kernel is there from the start: nothing else would keep its transform, which may be larger than
+        # all else that the layer takes, from being made long before its turn.
+        with tf.control_dependencies([after]):
+            kernel = tf.identity(kernel)
+            return transforms.part_kernel(kept.of_kernel(kernel) if kept else transforms.of_kernel(kernel))
+
     @tf.custom_gradient
     def convolution(inputs: tf.Tensor, kernel: tf.Tensor):
         of_inputs = transforms.of_maps(transforms.inputs, inputs)
-        # After the inputs: a kernel is there from the start, and would be transformed long before its turn.
-        with tf.control_dependencies([inputs]):
-            of_kernel = transforms.part_kernel(
-                kept.of_kernel(kernel) if kept else transforms.of_kernel(kernel)
-            )
+        of_kernel = kernel_parts(kernel, inputs)
 
         def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             of_products = transforms.of_maps(transforms.outputs.T, upstream)
+            # Transformed once more instead of lying in memory until here.
+            again = of_kernel if kept else kernel_parts(kernel, upstream)
             towards_inputs = [
-                tf.matmul(a, b, transpose_b=True) for a, b in zip(of_products, of_kernel, strict=True)
+                tf.matmul(a, b, transpose_b=True) for a, b in zip(of_products, again, strict=True)
             ]
             towards_kernel = [
                 tf.matmul(a, b, transpose_a=True) for a, b in zip(of_inputs, of_products, strict=True)

@@ -105,17 +105,29 @@ def test_no_gradient_is_a_convolution():
     assert not [name for name in names if name.startswith("Conv2D")]
 
 
-def test_a_kernel_is_transformed_when_its_inputs_are_there():
-    # Were it before, the transforms of all layers would lie in memory together.
+def test_a_kernel_is_transformed_when_its_turn_comes():
+    # Were it before, or kept for the gradient, the transforms of all layers would lie in memory together.
     inputs, kernel = example((2, 4, 4, 96))
-    traced = tf.function(winograd.convolve).get_concrete_function(inputs, kernel)
-    [transform] = [
+
+    @tf.function
+    def run(inputs, kernel, upstream):
+        outputs = winograd.convolve(inputs, kernel)
+        return outputs, tf.gradients(outputs, [inputs, kernel], upstream)
+
+    traced = run.get_concrete_function(inputs, kernel, tf.zeros([2, 4, 4, 64]))
+    transforms = [
         operation
         for operation in traced.graph.get_operations()
         if operation.type == "MatMul" and operation.outputs[0].shape == (36, 96 * 64)
     ]
-    waited_for = {waited for value in transform.inputs for waited in value.op.control_inputs}
-    assert {operation.name for operation in waited_for} == {"inputs"}
+    waited_for = [control_inputs_behind(operation) for operation in transforms]
+    assert waited_for == [{"inputs"}, {"gradients/grad_ys_0"}]  # as tf.gradients names the upstream one
+
+
+def control_inputs_behind(operation):
+    """Return the names of what the operation, or what its inputs are made by, waits for."""
+    own = {waited.name for waited in operation.control_inputs}
+    return own.union(*(control_inputs_behind(value.op) for value in operation.inputs))
 
 
 @pytest.mark.parametrize(
