@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import sweep as sweep_tool
 import yaml
+from small_runs import SMALL_MODEL, drawn_shapes
 
 from data.coco import read_coco
-from data.shapes import IMAGE_COUNTS, make_shapes
 
 pytestmark = pytest.mark.usefixtures("built_once")
 
@@ -69,19 +69,9 @@ write("metrics.jsonl", dict(step=1, loss=1.0, images_per_second=8.0))
 def config(tmp_path_factory):
     """A small detector on some of the shapes' target domain, from scratch."""
     folder = tmp_path_factory.mktemp("sweep_tool")
-    # By their file, so that processes of their own do not draw all of them.
-    counts = {**dict.fromkeys(IMAGE_COUNTS, 1), "target/val": 40}
-    shapes = make_shapes(folder / "shapes", counts)["target/val"]
-    source = {"format": "coco", "annotations": str(shapes / "annotations.json")}
-    source["images"] = str(shapes / "images")
+    source = drawn_shapes(folder, "target/val", 40)
     values = {
-        "model": {
-            "feature_extractor": {"depth_multiplier": 0.1, "min_depth": 4, "batch_norm_momentum": 0.9},
-            "resizer": {"kind": "fixed_shape", "height": 64, "width": 64},
-            "anchors": {"base_size_hw": [32, 32], "scales": [0.5, 1.0]},
-            "rpn": {"conv_depth": 8, "minibatch_size": 16, "max_proposals": 16},
-            "box_classifier": {"crop_size": 8, "batch_size": 8, "max_detections": 10},
-        },
+        "model": SMALL_MODEL,
         "data": {"train": source, "evaluate": source},
         "train": {"steps": 2, "batch_size": 2, "log_every": 1, "evaluate_at_start": False},
         "evaluate": {"batch_size": 20},
