@@ -53,20 +53,22 @@ def pays(inputs: tf.Tensor, kernel_shape: Sequence[int], training: bool = False)
     )
 
 
-def convolve(inputs: tf.Tensor, kernel: tf.Tensor | tf.Variable, keeps_transform: bool = False) -> tf.Tensor:
+def convolve(inputs: tf.Tensor, kernel: tf.Tensor | tf.Variable, is_frozen: bool = False) -> tf.Tensor:
     """Convolve with stride 1 and padding "SAME": `tf.nn.conv2d` up to rounding, and so are the gradients.
 
     Args:
         inputs: float32 [B, H, W, channels], H and W static and small.
         kernel: float32 [3, 3, channels, filters].
-        keeps_transform: for a variable that is not expected to change: what it is now is transformed when a
-            `tf.function` is traced, for all its runs.  Of a run that finds it changed only the time suffers.
+        is_frozen: for a variable that gets no gradient and is not expected to change: what it is now is
+            transformed when a `tf.function` is traced, for all its runs.  Of a run that finds it changed only
+            the time suffers.
 
     Returns:
         float32 [B, H, W, filters].
     """
     transforms = _transforms(*inputs.shape[1:3])
-    kept = _Kept.of(transforms, kernel) if keeps_transform and not tf.executing_eagerly() else None
+    kept = _Kept.of(transforms, kernel) if is_frozen and not tf.executing_eagerly() else None
+    kernel = tf.convert_to_tensor(kernel)
 
     def kernel_parts(kernel: tf.Tensor, after: tf.Tensor) -> list[tf.Tensor]:
         # A kernel is there from the start: nothing else would keep its transform, which may be larger than
@@ -76,30 +78,30 @@ def convolve(inputs: tf.Tensor, kernel: tf.Tensor | tf.Variable, keeps_transform
             return transforms.part_kernel(kept.of_kernel(kernel) if kept else transforms.of_kernel(kernel))
 
     @tf.custom_gradient
-    def convolution(inputs: tf.Tensor, kernel: tf.Tensor):
+    def convolution(inputs: tf.Tensor, kernel: tf.Tensor = kernel):
         of_inputs = transforms.of_maps(transforms.inputs, inputs)
         of_kernel = kernel_parts(kernel, inputs)
 
-        def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def gradients(upstream: tf.Tensor) -> tf.Tensor | tuple[tf.Tensor, tf.Tensor]:
             of_products = transforms.of_maps(transforms.outputs.T, upstream)
             # Transformed once more instead of lying in memory until here.
             again = of_kernel if kept else kernel_parts(kernel, upstream)
             towards_inputs = [
                 tf.matmul(a, b, transpose_b=True) for a, b in zip(of_products, again, strict=True)
             ]
+            of_maps = transforms.to_maps(transforms.inputs.T, towards_inputs, inputs.shape)
+            if is_frozen:
+                return of_maps
             towards_kernel = [
                 tf.matmul(a, b, transpose_a=True) for a, b in zip(of_inputs, of_products, strict=True)
             ]
-            return (
-                transforms.to_maps(transforms.inputs.T, towards_inputs, inputs.shape),
-                transforms.to_kernel(towards_kernel, kernel.shape),
-            )
+            return of_maps, transforms.to_kernel(towards_kernel, kernel.shape)
 
         products = [tf.matmul(a, b) for a, b in zip(of_inputs, of_kernel, strict=True)]
         outputs_shape = [*inputs.shape[:3], kernel.shape[-1]]
         return transforms.to_maps(transforms.outputs, products, outputs_shape), gradients
 
-    return convolution(inputs, tf.convert_to_tensor(kernel))
+    return convolution(inputs) if is_frozen else convolution(inputs, kernel)
 
 
 def _tiles(maps: tf.Tensor) -> float:

@@ -84,7 +84,6 @@ def _exhaustion(message: str) -> str:
 # this takes up to a second and makes neither steps nor detection faster by more than measurements vary.
 _REWRITES_THAT_DO_NOT_PAY = (
     "arithmetic_optimization",
-    "common_subgraph_elimination",
     "constant_folding",
     "dependency_optimization",
     "function_optimization",

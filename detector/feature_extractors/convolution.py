@@ -78,8 +78,7 @@ class Conv(tf_keras.layers.Conv2D):
         """Convolve under the layer's padding."""
         pads_alike = self.padding == "same" and self.strides == (1, 1)
         if self.winograd and pads_alike and winograd.pays(inputs, self.kernel.shape, training):
-            # What training leaves as it is will be the same at every step.
-            return winograd.convolve(inputs, self.kernel, keeps_transform=training and not self.trainable)
+            return winograd.convolve(inputs, self.kernel, is_frozen=training and not self.trainable)
         if training and self.is_differentiated and self._has_quicker_gradients(inputs):
             return convolution_gradients.convolve(inputs, tf.convert_to_tensor(self.kernel), self.strides[0])
         if not self.fixed_padding:
