@@ -142,7 +142,7 @@ class _AdamW(_Group):
             decay = config.weight_decay * learning_rate
             for path, variable in self.variables.items():
                 if not path.endswith(_NO_DECAY):
-                    variable.assign_sub(variable * decay)
+                    tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=decay, delta=variable)
         self.iterations.assign_add(1)
         step = tf.cast(self.iterations, tf.float32)
         of_step = {

@@ -34,7 +34,9 @@ def step(model, batch, selectors):
 
 def convolutions(graph):
     """Return how many there are: each is followed by a batch norm, and some are computed as products."""
-    return sum(operation.type == "FusedBatchNormV3" for operation in graph.get_operations())
+    return sum(
+        operation.type in ("FusedBatchNorm", "FusedBatchNormV3") for operation in graph.get_operations()
+    )
 
 
 def test_losses_gradients_and_moving_averages_are_the_same(tiny_model, make_batch):
