@@ -108,9 +108,12 @@ def crop_features(
     *,
     pool_size: int = 1,
     pool_stride: int = 1,
-    in_groups: bool = False,
+    training: bool = False,
 ) -> tf.Tensor:
     """Crop boxes out of the features, bilinearly, and pool the crops by maximum.
+
+    Crops before pooling are large, and are not kept: of the few hundred boxes of a detection some are cropped
+    after the others; in training all are cropped at once, and again when the gradient is due.
 
     Args:
         features: [B, h, w, depth].
@@ -119,8 +122,7 @@ def crop_features(
         crop_size: cells a side before pooling.
         pool_size: cells a side of a pool.
         pool_stride: cells from a pool to the next.
-        in_groups: some boxes after the others instead of all at once: unpooled crops of a few hundred boxes
-            would be the largest tensor of a detection.
+        training: whether a gradient is to come; the values are the same.
 
     Returns:
         float32 [B * P, size, size, depth], `size` pools fit into a crop.
@@ -133,12 +135,12 @@ def crop_features(
     # It takes no bfloat16, and gives float32 whatever it takes.
     features = tf.cast(features, tf.float32)
 
-    def pooled(boxes: tf.Tensor, image_of_box: tf.Tensor) -> tf.Tensor:
+    def pooled(features: tf.Tensor, boxes: tf.Tensor, image_of_box: tf.Tensor) -> tf.Tensor:
         crops = tf.image.crop_and_resize(features, boxes, image_of_box, [crop_size, crop_size])
         return tf.nn.max_pool2d(crops, pool_size, pool_stride, "VALID")
 
-    if not in_groups:
-        return pooled(normalized, image_of_box)
+    if training:
+        return tf.recompute_grad(lambda features: pooled(features, normalized, image_of_box))(features)
     size = (crop_size - pool_size) // pool_stride + 1
     groups = -(-tf.shape(normalized)[0] // _BOXES_IN_A_GROUP)
     found = tf.TensorArray(
@@ -147,7 +149,7 @@ def crop_features(
 
     def add_group(index: tf.Tensor, found: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
         group = slice(index * _BOXES_IN_A_GROUP, (index + 1) * _BOXES_IN_A_GROUP)
-        return index + 1, found.write(index, pooled(normalized[group], image_of_box[group]))
+        return index + 1, found.write(index, pooled(features, normalized[group], image_of_box[group]))
 
     _, found = tf.while_loop(
         lambda index, _: index < groups, add_group, [tf.constant(0), found], parallel_iterations=1

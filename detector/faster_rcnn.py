@@ -169,10 +169,7 @@ class FasterRCNN(tf_keras.Model):
         canvas_hw: Sequence[int | tf.Tensor],
         training: bool = False,
     ) -> tf.Tensor:
-        """Return the pooled crops [B * P, h, w, depth] that the tower sees; the same values either way.
-
-        Outside of `training` they are made in groups: of all proposals the unpooled crops are large.
-        """
+        """Return the pooled crops [B * P, h, w, depth] that the tower sees; see `crop_features`."""
         settings = self.box_classifier_settings
         return crop_features(
             features,
@@ -181,7 +178,7 @@ class FasterRCNN(tf_keras.Model):
             settings.crop_size,
             pool_size=settings.pool_size,
             pool_stride=settings.pool_stride,
-            in_groups=not training,  # which draws few proposals, and keeps their crops for the gradient
+            training=training,
         )
 
     def second_stage(

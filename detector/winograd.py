@@ -92,10 +92,11 @@ def convolve(inputs: tf.Tensor, kernel: tf.Tensor | tf.Variable, is_frozen: bool
             of_maps = transforms.to_maps(transforms.inputs.T, towards_inputs, inputs.shape)
             if is_frozen:
                 return of_maps
-            towards_kernel = [
-                tf.matmul(a, b, transpose_a=True) for a, b in zip(of_inputs, of_products, strict=True)
-            ]
-            return of_maps, transforms.to_kernel(towards_kernel, kernel.shape)
+            with tf.control_dependencies([of_maps]):
+                towards_kernel = [
+                    tf.matmul(a, b, transpose_a=True) for a, b in zip(of_inputs, of_products, strict=True)
+                ]
+                return of_maps, transforms.to_kernel(towards_kernel, kernel.shape)
 
         products = [tf.matmul(a, b) for a, b in zip(of_inputs, of_kernel, strict=True)]
         outputs_shape = [*inputs.shape[:3], kernel.shape[-1]]

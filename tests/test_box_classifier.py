@@ -45,27 +45,56 @@ def test_crops_come_from_their_own_image():
     np.testing.assert_array_equal(crops[:, 0, 0, 0], [0, 0, 1, 1, 2, 2])
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("per_image", [1, 16, 35, 64])  # with two images up to four groups, whole and broken
-def test_groups_of_crops_are_the_crops_at_once_and_so_are_their_gradients(per_image):
+def test_crops_that_are_not_kept_are_the_crops_at_once_and_so_are_their_gradients(per_image, training):
     rng = np.random.default_rng(0)
     features = tf.constant(rng.normal(size=[2, 8, 8, 5]), tf.float32)
     low = rng.uniform(0, 80, [2, per_image, 2])
     boxes = tf.constant(np.concatenate([low, low + rng.uniform(1, 48, low.shape)], axis=-1), tf.float32)
-    how = {"crop_size": 14, "pool_size": 3, "pool_stride": 2}
+    canvas = tf.constant([128.0, 128.0])
 
     @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 5]), tf.TensorSpec([None, per_image, 4])])
-    def in_groups(features, boxes):
-        crops = crop_features(features, boxes, tf.constant([128.0, 128.0]), in_groups=True, **how)
+    def not_kept(features, boxes):
+        crops = crop_features(
+            features, boxes, canvas, crop_size=14, pool_size=3, pool_stride=2, training=training
+        )
         assert crops.shape.as_list() == [None, 6, 6, 5]
         return crops, tf.gradients(tf.reduce_sum(crops**2), features)[0]
 
     with tf.GradientTape() as tape:
         tape.watch(features)
-        expected = crop_features(features, boxes, tf.constant([128.0, 128.0]), **how)
+        image_of_box = tf.repeat([0, 1], per_image)
+        crops = tf.image.crop_and_resize(features, tf.reshape(boxes / 128, [-1, 4]), image_of_box, [14, 14])
+        expected = tf.nn.max_pool2d(crops, 3, 2, "VALID")
         total = tf.reduce_sum(expected**2)
-    crops, gradient = in_groups(features, boxes)
+    crops, gradient = not_kept(features, boxes)
     np.testing.assert_array_equal(crops, expected)
     np.testing.assert_allclose(gradient, tape.gradient(total, features), rtol=1e-4, atol=1e-4)
+
+
+def test_training_crops_again_once_the_gradient_is_due():
+    @tf.function(input_signature=[tf.TensorSpec([1, 8, 8, 5]), tf.TensorSpec([1, 3, 4])])
+    def gradient(features, boxes):
+        crops = crop_features(features, boxes, tf.constant([8.0, 8.0]), 4, pool_size=2, training=True)
+        return tf.gradients(crops**2, features)
+
+    operations = gradient.get_concrete_function().graph.get_operations()
+    _, again = [operation for operation in operations if operation.type == "CropAndResize"]
+    (of_pools,) = [operation for operation in operations if operation.type == "MaxPoolGrad"]
+    assert of_pools.inputs[0].op is again
+    upstream = of_pools.inputs[2].op
+    assert upstream in _ancestors(again)  # else it would be made, and kept, long before
+
+
+def _ancestors(operation):
+    found, new = set(), [operation]
+    while new:
+        operation = new.pop()
+        before = {*(given.op for given in operation.inputs), *operation.control_inputs}
+        new += before - found
+        found |= before
+    return found
 
 
 def test_the_draw_keeps_order_and_pads_with_zeros():

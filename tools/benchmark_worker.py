@@ -10,26 +10,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import command_line
 import launch
-import tensorflow as tf
-from example_caches import training_cache
 
-from data.dataset import DetectionDataset
-from data.pipeline import evaluation_batches, training_batches
-from data.random_images import random_image_dataset
 from detector.benchmark import workloads
 from detector.benchmark.process import WorkerProcess
 from detector.benchmark.worker import Prepared, Start, serve
 from detector.builder import build_model, build_resizer
 from detector.config import Config, validate
-from detector.evaluate import Evaluator
-from detector.export import export
-from detector.resizer import to_canvas
 
 Spec = Mapping[str, Any]
 
@@ -46,8 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.export:
         _export(json.load(sys.stdin), arguments.export)
     else:
-        serve(prepare)
+        serve(prepare, load)
     return 0
+
+
+def load(spec: Spec) -> None:
+    """Import what the workload of `spec` takes and others do not."""
+    if spec["kind"] in ("input", "evaluate") or (spec["kind"] == "train" and spec["data"] != "random"):
+        import benchmark_data  # noqa: F401
 
 
 def prepare(spec: Spec) -> Start:
@@ -69,19 +66,17 @@ def _training(spec: Spec, config: Config) -> Start:
     if spec["data"] == "random" and not is_cached:
         batches = itertools.cycle(_random_batches(spec))
         return lambda: workloads.training(config, _class_names(spec), batches)
-    import albumentations  # noqa: F401 - now, so that the time to the first step is not that of an import
+    import benchmark_data
 
     # Of its own: features that an earlier call kept would make this one's start look quick.
     kept_in = {"cache_folder": Path(tempfile.mkdtemp())}
     config = config.model_copy(update={"train": config.train.model_copy(update=kept_in)})
-    read = _dataset(spec, config)
+    read = benchmark_data.dataset_reader(spec, config)
 
     def start() -> Prepared:
         dataset = read()
-        cache = None
-        if is_cached:
-            cache = training_cache(config, dataset, command_line.build_augmentation(config))
-        source = _training_batches(dataset, config)
+        cache = benchmark_data.cache_of(dataset, config) if is_cached else None
+        source = benchmark_data.training(dataset, config)
         return workloads.training(config, dataset.class_names, source, cache, len(dataset))
 
     return start
@@ -91,8 +86,10 @@ def _inference(spec: Spec, config: Config) -> Start:
     if spec["data"] == "random":
         names, batches = _class_names(spec), _random_batches(spec)
     else:
-        dataset = _dataset(spec, config)()
-        names, batches = dataset.class_names, list(_evaluation_batches(dataset, config).take(4))
+        import benchmark_data
+
+        dataset = benchmark_data.dataset_reader(spec, config)()
+        names, batches = dataset.class_names, list(benchmark_data.evaluation(dataset, config).take(4))
     if not spec["saved_model"]:
         return lambda: workloads.inference(config, names, batches)
     folder = Path(tempfile.mkdtemp()) / "saved_model"
@@ -110,10 +107,12 @@ def _inference(spec: Spec, config: Config) -> Start:
 
 
 def _input(spec: Spec, config: Config) -> Start:
-    read = _dataset(spec, config)
+    import benchmark_data
+
+    read = benchmark_data.dataset_reader(spec, config)
 
     def start() -> Prepared:
-        dataset = _training_batches(read(), config)
+        dataset = benchmark_data.training(read(), config)
 
         def repeat() -> float:
             # Anew each time: while other workers have their turns, a pipeline would fill what it keeps ready.
@@ -130,12 +129,16 @@ def _input(spec: Spec, config: Config) -> Start:
 
 
 def _evaluation(spec: Spec, config: Config) -> Start:
-    read = _dataset(spec, config)
+    import benchmark_data
+
+    from detector.evaluate import Evaluator
+
+    read = benchmark_data.dataset_reader(spec, config)
 
     def start() -> Prepared:
         dataset = read()
         model = build_model(config.model, dataset.class_names, seed=config.train.seed)
-        evaluator = Evaluator(model, _evaluation_batches(dataset, config), dataset.coco_ground_truth())
+        evaluator = Evaluator(model, benchmark_data.evaluation(dataset, config), dataset.coco_ground_truth())
 
         def repeat() -> None:
             evaluator()
@@ -159,38 +162,6 @@ def _startup(spec: Spec, config: Config) -> Start:
     return lambda: Prepared(repeat, 0)
 
 
-def _dataset(spec: Spec, config: Config) -> Callable[[], DetectionDataset]:
-    """Return what reads the labels; files of random images are drawn now."""
-    if spec["data"] == "configured":
-        section, key = (
-            (config.data.evaluate, "data.evaluate")
-            if spec["kind"] in ("evaluate", "infer")
-            else (config.data.train, "data.train")
-        )
-        source = command_line.require_source(section, key)
-        return lambda: command_line.read_source(source, config.data.class_names, config.model.num_classes)
-    sizes = {key: spec[key] for key in ("images", "height", "width", "classes", "boxes")}
-    dataset = random_image_dataset(Path(tempfile.mkdtemp()), **sizes)
-    return lambda: dataset
-
-
-def _training_batches(dataset: DetectionDataset, config: Config) -> tf.data.Dataset:
-    return training_batches(
-        dataset,
-        batch_size=config.train.batch_size,
-        resize=to_canvas(build_resizer(config.model)),
-        augment=command_line.build_augmentation(config),
-        seed=config.train.seed,
-        views=config.train.views,
-    )
-
-
-def _evaluation_batches(dataset: DetectionDataset, config: Config) -> tf.data.Dataset:
-    return evaluation_batches(
-        dataset, batch_size=config.evaluate.batch_size, resize=to_canvas(build_resizer(config.model))
-    )
-
-
 def _random_batches(spec: Spec) -> list[Any]:
     return workloads.random_batches(
         *(spec[key] for key in ("batch_size", "height", "width", "classes", "boxes"))
@@ -202,6 +173,8 @@ def _class_names(spec: Spec) -> list[str]:
 
 
 def _export(spec: Spec, folder: Path) -> None:
+    from detector.export import export
+
     config = validate(spec["config"], "benchmark")
     model = build_model(config.model, spec["class_names"], seed=config.train.seed)
     categories = [{"id": number, "name": name} for number, name in enumerate(spec["class_names"], start=1)]

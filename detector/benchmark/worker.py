@@ -47,16 +47,19 @@ Prepare = Callable[[Mapping[str, Any]], Start]
 """Makes what only the benchmark needs (random images, an exported model); what it returns is timed."""
 
 
-def serve(prepare: Prepare) -> None:
+Load = Callable[[Mapping[str, Any]], None]
+"""Imports what the workload takes and others do not: it would be in their memory."""
+
+
+def serve(prepare: Prepare, load: Load | None = None) -> None:
     """Answer the parent on standard input and output until it quits.
 
     Whatever else prints to standard output is sent to standard error, where it cannot disturb the answers.
     """
-    imported_at = time.monotonic()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
-        _serve(prepare, imported_at, sys.stdin, answers)
+        _serve(prepare, load, sys.stdin, answers)
     except _TOLD as error:
         _answer(answers, {"error": str(error)})
         sys.exit(1)
@@ -74,8 +77,11 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _serve(prepare: Prepare, imported_at: float, requests: TextIO, answers: TextIO) -> None:
+def _serve(prepare: Prepare, load: Load | None, requests: TextIO, answers: TextIO) -> None:
     spec = json.loads(requests.readline())
+    if load is not None:
+        load(spec)
+    imported_at = time.monotonic()
     start = prepare(spec)
     began = time.perf_counter()
     prepared = start()
