@@ -58,7 +58,7 @@ LAYERS = [
     }
     | {"config_section", "protobuf_text", "strict_yaml"}
     | {"bfloat16", "determinism", "lasting_output", "memory_optimizer", "progress", "reload_alone"},
-    {"allocation", "cpu"},
+    {"allocation", "cpu", "optional_imports"},
 ]
 
 

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 
-from detector import allocation, cpu
+from detector import allocation, cpu, optional_imports
 from detector.lasting_output import lasting_output
 
 # TensorFlow's C++ banner is written when its library is loaded: these must be set before.
@@ -23,6 +23,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 cpu.leave_onednn_off_where_slow(cpu.cpuinfo(), os.environ)
 allocation.keep_freed_memory()
+optional_imports.leave_out()
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
