@@ -114,7 +114,9 @@ def assert_stages_equal(network, theirs, values, **width):
         assert error < 1e-5, name
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+@pytest.fixture(
+    scope="module", params=["inception_v3", pytest.param("inception_resnet_v2", marks=pytest.mark.slow)]
+)
 def imported(request, tmp_path_factory):
     """A narrow detector with the weights of a narrow Keras network, and both."""
     network = request.param
