@@ -92,6 +92,7 @@ def convolve(inputs: tf.Tensor, kernel: tf.Tensor | tf.Variable, is_frozen: bool
             of_maps = transforms.to_maps(transforms.inputs.T, towards_inputs, inputs.shape)
             if is_frozen:
                 return of_maps
+            # Not before: the transform and these products, as large as it is, would be a step's peak.
             with tf.control_dependencies([of_maps]):
                 towards_kernel = [
                     tf.matmul(a, b, transpose_a=True) for a, b in zip(of_inputs, of_products, strict=True)

@@ -109,6 +109,30 @@ def test_no_gradient_is_a_convolution():
 
 def test_a_kernel_is_transformed_when_its_turn_comes():
     # Were it before, or kept for the gradient, the transforms of all layers would lie in memory together.
+    transforms = [
+        operation
+        for operation in traced_with_gradients()
+        if operation.type == "MatMul" and operation.outputs[0].shape == (36, 96 * 64)
+    ]
+    waited_for = [control_inputs_behind(operation) for operation in transforms]
+    assert waited_for == [{"inputs"}, {"gradients/grad_ys_0"}]  # as tf.gradients names the upstream one
+
+
+def test_products_towards_the_kernel_wait_for_the_gradient_towards_the_inputs():
+    # It frees the kernel's transform, which is as large as they are.
+    products = [
+        operation
+        for operation in traced_with_gradients()
+        if "MatMul" in operation.type and operation.outputs[0].shape[-2:] == (96, 64)
+    ]
+    assert len(products) in (1, 36)
+    for product in products:
+        (waited,) = product.control_inputs
+        assert waited.outputs[0].shape == (2, 4, 4, 96)
+
+
+def traced_with_gradients():
+    """Return the operations of a convolution of 4x4 maps, 96 to 64 channels, and of its gradients."""
     inputs, kernel = example((2, 4, 4, 96))
 
     @tf.function
@@ -117,13 +141,7 @@ def test_a_kernel_is_transformed_when_its_turn_comes():
         return outputs, tf.gradients(outputs, [inputs, kernel], upstream)
 
     traced = run.get_concrete_function(inputs, kernel, tf.zeros([2, 4, 4, 64]))
-    transforms = [
-        operation
-        for operation in traced.graph.get_operations()
-        if operation.type == "MatMul" and operation.outputs[0].shape == (36, 96 * 64)
-    ]
-    waited_for = [control_inputs_behind(operation) for operation in transforms]
-    assert waited_for == [{"inputs"}, {"gradients/grad_ys_0"}]  # as tf.gradients names the upstream one
+    return traced.graph.get_operations()
 
 
 def control_inputs_behind(operation):
