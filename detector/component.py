@@ -39,7 +39,7 @@ def child_layers(layer: tf_keras.layers.Layer) -> Iterator[tuple[str, tf_keras.l
         yield from ((child.name, child) for child in layer.layers)
         return
     for name, value in vars(layer).items():
-        if isinstance(value, tf_keras.layers.Layer) and not name.startswith("_"):
+        if not name.startswith("_") and isinstance(value, tf_keras.layers.Layer):
             yield name, value
 
 
@@ -48,7 +48,7 @@ def own_variables(layer: tf_keras.layers.Layer) -> dict[str, tf.Variable]:
     return {
         name: value
         for name, value in vars(layer).items()
-        if isinstance(value, tf.Variable) and not name.startswith("_")
+        if not name.startswith("_") and isinstance(value, tf.Variable)
     }
 
 

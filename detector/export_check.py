@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from detector.export import ENCODED_SIGNATURE, IMAGES_SIGNATURE, label_map_ids
 from detector.faster_rcnn import FasterRCNN, Inference
-from detector.memory_optimizer import without_memory_optimizer
+from detector.graph_rewriting import without_memory_optimizer
 from detector.resizer import Resizer, to_canvas
 
 TOLERANCE = 1e-4

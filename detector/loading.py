@@ -15,8 +15,8 @@ from detector.builder import build_model, build_resizer
 from detector.checkpoint import CheckpointError, CheckpointInfo
 from detector.export import ENCODED_SIGNATURE, LABEL_MAP, is_saved_model, label_map_ids, serving_functions
 from detector.faster_rcnn import FasterRCNN
+from detector.graph_rewriting import without_memory_optimizer
 from detector.label_map import read_label_map
-from detector.memory_optimizer import without_memory_optimizer
 from detector.model_config import ModelConfig, Precision
 from detector.plain_path import require_plain
 from detector.resizer import Resizer

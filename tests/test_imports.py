@@ -57,7 +57,7 @@ LAYERS = [
         "stop_requests",
     }
     | {"config_section", "protobuf_text", "strict_yaml"}
-    | {"bfloat16", "determinism", "lasting_output", "memory_optimizer", "progress", "reload_alone"},
+    | {"bfloat16", "determinism", "graph_rewriting", "lasting_output", "progress", "reload_alone"},
     {"allocation", "cpu", "optional_imports"},
 ]
 

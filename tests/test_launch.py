@@ -3,11 +3,13 @@ import os
 import launch
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
+from tensorflow.python.eager import context
 
 # TensorFlow's own texts: of a step in a graph, of a single operation, and of a write.
 IN_A_GRAPH = (
     "Graph execution error:\n\nDetected at node model/Conv2D defined at (most recent call last):\n"
-    '  File "detector/memory_optimizer.py", line 1, in step\n'
+    '  File "detector/training_step.py", line 1, in step\n'
     "OOM when allocating tensor with shape[2,512,64,64] and type float on /job:localhost/replica:0/task:0/"
     "device:GPU:0 by allocator GPU_0_bfc\n\t [[{{node model/Conv2D}}]]\nHint: If you want to see a list"
 )
@@ -58,3 +60,19 @@ def test_of_gpus_as_much_memory_is_taken_as_is_needed(is_too_late, monkeypatch):
     launch.settle_process.__wrapped__()
     assert grown == [("GPU:0", True), ("GPU:1", True)]
     assert os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] == "true"  # for a benchmark's peers
+
+
+def test_graphs_are_rewritten_once_and_without_the_memory_optimizer():
+    def settings() -> tuple[int, int]:
+        config = context.context().function_call_options.config_proto_serialized
+        rewriters = tf.compat.v1.ConfigProto.FromString(config).graph_options.rewrite_options
+        return rewriters.memory_optimization, rewriters.meta_optimizer_iterations
+
+    before = settings()
+    launch.settle_process.__wrapped__()
+    try:
+        assert before == (RewriterConfig.DEFAULT_MEM_OPT, RewriterConfig.DEFAULT_NUM_ITERS)
+        assert settings() == (RewriterConfig.NO_MEM_OPT, RewriterConfig.ONE)
+    finally:
+        tf.config.optimizer.set_experimental_options({})  # which takes it back
+    assert settings() == before

@@ -81,24 +81,12 @@ def _exhaustion(message: str) -> str:
     )
 
 
-# What TensorFlow may do to a graph before its first run, beside fusing operations (its remapper).  On a CPU
-# this takes up to a second and makes neither steps nor detection faster by more than measurements vary.
-_REWRITES_THAT_DO_NOT_PAY = (
-    "arithmetic_optimization",
-    "constant_folding",
-    "dependency_optimization",
-    "function_optimization",
-    "implementation_selector",
-    "layout_optimizer",
-    "loop_optimization",
-    "shape_optimization",
-)
-
-
 @cache
 def settle_process() -> None:
     """Make TensorFlow quiet and its start short, once everything is imported; once a process."""
     import tensorflow as tf
+
+    from detector import graph_rewriting
 
     tf.get_logger().setLevel("ERROR")
     # Half a million objects that live as long as the process: tracing a step makes enough new ones for a full
@@ -112,5 +100,4 @@ def settle_process() -> None:
             tf.config.experimental.set_memory_growth(gpu, True)
     if gpus:  # and so for the processes that this one starts
         os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    else:
-        tf.config.optimizer.set_experimental_options(dict.fromkeys(_REWRITES_THAT_DO_NOT_PAY, False))
+    graph_rewriting.leave_out_what_does_not_pay()
