@@ -24,6 +24,7 @@ from detector.component import walk_layers
 from detector.config import Config, override
 from detector.faster_rcnn import FasterRCNN
 from detector.freeze import rows_of
+from detector.graph_rewriting import leave_out_what_does_not_pay
 from detector.recomputation import recompute
 
 # As every command does; here, so that no test depends on which ran before.
@@ -58,6 +59,7 @@ TINY = {
 def rewriting_graphs() -> Iterator[None]:
     """Have TensorFlow rewrite graphs, as it does for the commands."""
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
+    leave_out_what_does_not_pay()
     try:
         yield
     finally:

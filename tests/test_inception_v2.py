@@ -1,15 +1,12 @@
-import importlib
 import importlib.util
-import sys
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from slim_process import graph_session, import_slim, slim_process
 
 from detector.batch_norm import BatchNorm
 from detector.component import named_variables, walk_layers
@@ -67,10 +64,7 @@ def randomise(variables, seed=0):
 
 def slim_graph(images, training, **width):
     """Put slim's network on `images` into the graph; return its end points, updates and variables by name."""
-    # tf_slim's batch norm asks TensorFlow for layers that tf_keras 2.20 holds one package deeper.
-    sys.modules["tf_keras.legacy_tf_layers"] = importlib.import_module("tf_keras.src.legacy_tf_layers")
-    tf_slim = importlib.import_module("tf_slim")
-    network = importlib.import_module("tf_slim.nets.inception_v2")
+    tf_slim, network = import_slim("inception_v2")
     batch_norm = {"is_training": training, "scale": True, "decay": SLIM_MOMENTUM, "epsilon": 0.001}
     with tf_slim.arg_scope(
         [tf_slim.conv2d, tf_slim.separable_conv2d],
@@ -90,7 +84,7 @@ def run_slim(images, variables, training, **width):
     with tf.Graph().as_default():
         end_points, updates, by_name = slim_graph(images, training, **width)
         assert set(variables) == set(by_name)
-        with tf.compat.v1.Session() as session:
+        with graph_session() as session:
             assigns = [by_name[name].initializer for name in variables]
             values = zip(assigns, variables.values(), strict=True)
             session.run(assigns, {assign.inputs[1]: value for assign, value in values})
@@ -103,19 +97,15 @@ def initialise_slim():
     with tf.Graph().as_default():
         tf.compat.v1.set_random_seed(1)
         _, _, by_name = slim_graph(np.zeros((1, 64, 64, 3), np.float32), training=False)
-        with tf.compat.v1.Session() as session:
+        with graph_session() as session:
             session.run(tf.compat.v1.global_variables_initializer())
             return session.run(by_name)
 
 
 @pytest.fixture(scope="module")
 def slim():
-    """Return what calls one of these in a process of its own.
-
-    Keras layers made in a graph invalidate those made outside it.
-    """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        yield lambda function, *args, **width: process.submit(function, *args, **width).result()
+    with slim_process() as call:
+        yield call
 
 
 def in_slim(variables):

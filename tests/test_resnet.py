@@ -1,16 +1,13 @@
-import importlib
 import importlib.util
-import sys
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
-from functools import cache
-from multiprocessing import get_context
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from slim_process import graph_session, import_slim, slim_process
 
 from detector.batch_norm import BatchNorm
 from detector.component import child_layers, named_variables, walk_layers
@@ -143,11 +140,7 @@ def run_slim(images, variables, training):
     Returns the outputs by our stage name and, where it is `training`, the variables by slim's name after one
     step's moving average updates.
     """
-    # tf_slim's batch norm asks TensorFlow for layers that tf_keras 2.20 holds one package deeper.
-    sys.modules["tf_keras.legacy_tf_layers"] = importlib.import_module("tf_keras.src.legacy_tf_layers")
-    tf_slim = importlib.import_module("tf_slim")
-    network = importlib.import_module("tf_slim.nets.resnet_v1")
-    parts = importlib.import_module("tf_slim.nets.resnet_utils")
+    tf_slim, network, parts = import_slim("resnet_v1", "resnet_utils")
     with tf.Graph().as_default():
         with tf_slim.arg_scope(parts.resnet_arg_scope()):
             _, end_points = network.resnet_v1_50(
@@ -179,7 +172,7 @@ def run_slim(images, variables, training):
             if not variable.op.name.startswith("first_stage/block4/")
         }
         assert set(variables) == set(by_name)
-        with tf.compat.v1.Session() as session:
+        with graph_session() as session:
             if training:  # those of slim's own block4, whose moving averages move as well
                 session.run(tf.compat.v1.global_variables_initializer())
             assigns = [by_name[name].initializer for name in variables]
@@ -191,9 +184,8 @@ def run_slim(images, variables, training):
 
 @pytest.fixture(scope="module")
 def slim():
-    """`run_slim` in a process of its own: Keras layers made in a graph invalidate those made outside it."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        yield lambda *args: process.submit(run_slim, *args).result()
+    with slim_process() as call:
+        yield partial(call, run_slim)
 
 
 @pytest.mark.parametrize("training", [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -1,18 +1,14 @@
 """Classifiers and backbones of every format, from files that the projects behind them write themselves."""
 
-import importlib
-import importlib.util
 import re
-import sys
-from concurrent.futures import ProcessPoolExecutor
-from functools import cache
-from multiprocessing import get_context
+from functools import cache, partial
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
 from official.vision.modeling import backbones
+from slim_process import graph_session, import_slim, slim_process
 from whole_models import backbone_of, build
 
 from detector.builder import build_model
@@ -178,25 +174,21 @@ def test_model_garden_variants_and_other_topologies_are_refused(models, garden_c
 
 def save_slim(network, prefix, pixels):
     """Save slim's classifier with values of its own; return the end points of the features."""
-    sys.modules["tf_keras.legacy_tf_layers"] = importlib.import_module("tf_keras.src.legacy_tf_layers")
-    tf_slim = importlib.import_module("tf_slim")
     compat = tf.compat.v1
     with tf.Graph().as_default():
         compat.set_random_seed(0)
         if network == "inception_v2":
-            net = importlib.import_module("tf_slim.nets.inception_v2")
-            inception = importlib.import_module("tf_slim.nets.inception")
+            tf_slim, net, inception = import_slim("inception_v2", "inception")
             with tf_slim.arg_scope(inception.inception_v2_arg_scope()):
                 _, ends = net.inception_v2(tf.constant(pixels), num_classes=5, is_training=False)
             outputs = {name: ends[name] for name in ("Mixed_4e", "Mixed_5c")}
         elif network == "inception_v3":
-            net = importlib.import_module("tf_slim.nets.inception_v3")
+            tf_slim, net = import_slim("inception_v3")
             with tf_slim.arg_scope(net.inception_v3_arg_scope()):
                 _, ends = net.inception_v3(tf.constant(pixels), num_classes=5, is_training=False, **NARROW)
             outputs = {name: ends[name] for name in ("Conv2d_4a_3x3", "Mixed_5d", "Mixed_6e", "Mixed_7c")}
         else:
-            net = importlib.import_module("tf_slim.nets.resnet_v1")
-            parts = importlib.import_module("tf_slim.nets.resnet_utils")
+            tf_slim, net, parts = import_slim("resnet_v1", "resnet_utils")
             with tf_slim.arg_scope(parts.resnet_arg_scope()):
                 _, ends = net.resnet_v1_50(
                     tf.constant(pixels), num_classes=5, is_training=False, output_stride=16
@@ -206,7 +198,7 @@ def save_slim(network, prefix, pixels):
             compat.get_variable("resnet_v1_50/mean_rgb", [3])
         compat.train.create_global_step()
         rng = np.random.RandomState(0)
-        with compat.Session() as session:
+        with graph_session() as session:
             session.run(compat.global_variables_initializer())
             for variable in compat.global_variables():
                 if re.search("(beta|moving_mean|biases)$", variable.op.name):
@@ -219,9 +211,8 @@ def save_slim(network, prefix, pixels):
 
 @pytest.fixture(scope="module")
 def slim():
-    """`save_slim` in a process of its own: Keras layers made in a graph invalidate those made outside it."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        yield lambda *args: process.submit(save_slim, *args).result()
+    with slim_process() as call:
+        yield partial(call, save_slim)
 
 
 @pytest.mark.slow
