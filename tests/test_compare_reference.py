@@ -55,7 +55,7 @@ def seeded(shared, tmp_path_factory):
     "name",
     [
         "faster_rcnn_inception_v2",
-        # Its gradients take half a minute: `.ci/run` has them.
+        # Half a minute, which `.ci/run` takes.
         pytest.param("faster_rcnn_resnet50_v1", marks=pytest.mark.slow),
     ],
 )

@@ -50,6 +50,7 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("reloaded_here", "loaded_once")
 def test_an_export_with_other_settings_says_what_they_cost(run, capsys):
     assert export_tool.main([str(run), "--precision", "bfloat16", "--max-proposals", "3"]) == 0

@@ -184,7 +184,18 @@ def check(run):
     return schedule
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.heading)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        # As many runs as stages, or nearly: three show what four and five do.
+        pytest.param(
+            recipe,
+            id=recipe.heading,
+            marks=[pytest.mark.slow] if len(FROZEN.get(recipe.heading, ())) > 3 else [],
+        )
+        for recipe in RECIPES
+    ],
+)
 def test_a_recipe_freezes_what_it_says(recipe, workplace, monkeypatch, capsys):
     if recipe.heading == AUTO:
         sample = importlib.import_module("diagnose").training_sample

@@ -40,6 +40,7 @@ def costs():
         yield
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_a_random_step_and_resumed_ends_with_the_same_bits(config, tmp_path):
     command = [sys.executable, str(ROOT / "tools" / "train.py"), "--no-progress"]
     start = [*command, "--config", str(config), "--freeze", "feature_extractor", "--allow-fresh"]

@@ -257,6 +257,7 @@ def small(**of_the_box_classifier):
     )
 
 
+@pytest.mark.slow  # tests/test_compare_reference.py compares the original with a detector that has it
 def test_the_detector_detects_the_same_with_and_without_it():
     image = tf.random.stateless_uniform([2, 64, 64, 3], [0, 1], 0, 255)
     found = {}
