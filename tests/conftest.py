@@ -2,7 +2,6 @@
 
 import launch  # isort: skip  # sets what TensorFlow reads when it is imported
 
-import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,8 +29,6 @@ from detector.recomputation import recompute
 
 # As every command does; here, so that no test depends on which ran before.
 launch.settle_process()
-# Traces make enough objects for a collection every few milliseconds, which took 2 % of the tests' time.
-gc.set_threshold(10_000)
 # A run asks for it, and it cannot be undone: here for the same reason.
 tf.config.experimental.enable_op_determinism()
 # TensorFlow rewrites a graph before its first run, for a second and more; most graphs of tests run thrice.
