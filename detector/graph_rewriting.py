@@ -1,8 +1,8 @@
 """What TensorFlow does to a graph before its first run, and what of that is left out on CPUs.
 
 It fuses operations (its remapper), prunes, and runs a dozen other rewriters, twice over.  On a CPU the others
-and the second time take seconds of a start and make neither steps nor detection faster by more than
-measurements vary; the second time finds nothing.
+and the second time take up to two seconds of a start and make neither steps nor detection faster by more
+than measurements vary; the second time leaves as many operations of every kind as the first.
 
 The memory optimizer reckons what every operation costs, to foresee the peak of the memory, about which it
 can do next to nothing on a CPU: it moves tensors off a GPU, and takes sums of gradients apart where most of

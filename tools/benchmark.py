@@ -16,7 +16,8 @@ A workload is NAME=KIND KEY=VALUE ….  Kinds:
   train      one training step          infer     detection on a batch (saved_model=true: of a SavedModel)
   input      reading, decoding, augmenting, batching, 16 batches a repetition
   evaluate   detection and scores on images=N images
-  startup    a training run's start, from the end of its imports through its first step
+  startup    a training run's start, from the end of its imports through its first step: model, plan,
+             input and trace, without what tools/train.py prints, writes and scores before
 
 Keys with a dot are the configuration's (freeze.freeze=[rpn], train.deterministic=false); without one:
 batch_size, size (of a square canvas), data (random, or configured: the configuration's own), images,
