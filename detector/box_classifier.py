@@ -1,13 +1,14 @@
 """The box classifier: a tower on each crop of the features, and two dense layers for class and box."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import tensorflow as tf
 import tf_keras
 
 from detector import boxes, sampling
-from detector.component import Component
-from detector.feature_extractors.convolution import Conv
+from detector.component import Component, build_inner
+from detector.feature_extractors.convolution import Conv, Shape, in_series
 from detector.rpn import Proposals, smooth_l1
 from detector.sampling import GroundTruth
 from detector.suppression import Suppressed, suppress_and_clip
@@ -44,9 +45,14 @@ class Predictor(tf_keras.layers.Layer):
 
     def build(self, input_shape: tf.TensorShape) -> None:
         """Make the variables for features of `input_shape`, [K, h, w, depth]."""
-        self.class_scores.build([None, input_shape[-1]])
-        self.box_refinement.build([None, input_shape[-1]])
+        build_inner(self, input_shape)
         super().build(input_shape)
+
+    def inner_layers(self, input_shape: Shape) -> Iterator[tuple[tf_keras.layers.Layer, Shape]]:
+        """Yield both dense layers; they run on means over `input_shape`, [K, h, w, depth]."""
+        pooled = [input_shape[0], input_shape[-1]]
+        yield self.class_scores, pooled
+        yield self.box_refinement, pooled
 
     def call(
         self, features: tf.Tensor, training: bool = False, seed: tf.Tensor | None = None
@@ -91,9 +97,12 @@ class BoxClassifier(Component):
 
     def build(self, input_shape: tf.TensorShape) -> None:
         """Make the variables for crops of `input_shape`, [K, h, w, depth]."""
-        self.tower.build(input_shape)
-        self.predictor.build(self.tower.compute_output_shape(input_shape))
+        build_inner(self, input_shape)
         self.built = True
+
+    def inner_layers(self, input_shape: Shape) -> Iterator[tuple[tf_keras.layers.Layer, Shape]]:
+        """Yield the tower, which runs on `input_shape`, and the predictor with what it makes of it."""
+        return in_series([self.tower, self.predictor], input_shape)
 
     def call(self, crops: tf.Tensor, training: bool = False, seed: tf.Tensor | None = None) -> BoxPredictions:
         """Return the predictions for pooled crops [K, h, w, depth]."""
@@ -125,7 +134,7 @@ def crop_features(
         training: whether a gradient is to come; the values are the same.
 
     Returns:
-        float32 [B * P, size, size, depth], `size` pools fit into a crop.
+        float32 [B * P, side, side, depth]; see `pooled_side`.
     """
     normalized = tf.reshape(
         boxes_yxyx / tf.cast(tf.concat([canvas_hw, canvas_hw], axis=0), tf.float32), [-1, 4]
@@ -141,10 +150,10 @@ def crop_features(
 
     if training:
         return tf.recompute_grad(lambda features: pooled(features, normalized, image_of_box))(features)
-    size = (crop_size - pool_size) // pool_stride + 1
+    side = pooled_side(crop_size, pool_size, pool_stride)
     groups = -(-tf.shape(normalized)[0] // _BOXES_IN_A_GROUP)
     found = tf.TensorArray(
-        tf.float32, groups, infer_shape=False, element_shape=[None, size, size, features.shape[-1]]
+        tf.float32, groups, infer_shape=False, element_shape=[None, side, side, features.shape[-1]]
     )
 
     def add_group(index: tf.Tensor, found: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
@@ -154,7 +163,12 @@ def crop_features(
     _, found = tf.while_loop(
         lambda index, _: index < groups, add_group, [tf.constant(0), found], parallel_iterations=1
     )
-    return tf.ensure_shape(found.concat(), [*normalized.shape[:1], size, size, features.shape[-1]])
+    return tf.ensure_shape(found.concat(), [*normalized.shape[:1], side, side, features.shape[-1]])
+
+
+def pooled_side(crop_size: int, pool_size: int, pool_stride: int) -> int:
+    """Return the cells a side of a pooled crop: how many pools fit in."""
+    return (crop_size - pool_size) // pool_stride + 1
 
 
 def draw_proposals(

@@ -5,7 +5,7 @@ model (`feature_extractor/Mixed_3b/Branch_1/Conv2d_0b_3x3/kernel`).  Paths are r
 because `tf.Variable.name` depends on how many models were built before in the same process.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import tensorflow as tf
 import tf_keras
@@ -41,6 +41,12 @@ def child_layers(layer: tf_keras.layers.Layer) -> Iterator[tuple[str, tf_keras.l
     for name, value in vars(layer).items():
         if not name.startswith("_") and isinstance(value, tf_keras.layers.Layer):
             yield name, value
+
+
+def build_inner(layer: tf_keras.layers.Layer, input_shape: "tf.TensorShape | Sequence[int | None]") -> None:
+    """Make the variables of the `inner_layers` of `layer` for inputs of `input_shape`."""
+    for inner, shape in layer.inner_layers(input_shape):
+        inner.build(shape)
 
 
 def own_variables(layer: tf_keras.layers.Layer) -> dict[str, tf.Variable]:

@@ -1,14 +1,16 @@
 """What a training step costs, predicted: operations by stage of the model, and what a plan saves of them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tensorflow as tf
 import tf_keras
 
+from detector.box_classifier import pooled_side
 from detector.faster_rcnn import FasterRCNN
+from detector.feature_extractors.convolution import Shape
 from detector.freeze import FreezePlan
-from detector.rpn import Proposals
 from detector.selectors import under
 from detector.sparse_convolution import differentiated_part
 
@@ -28,43 +30,40 @@ class StageCost:
 def stage_costs(model: FasterRCNN, canvas_hw: tuple[int, int]) -> list[StageCost]:
     """Return the cost of every stage for one image of `canvas_hw` pixels, in the order of the forward pass.
 
-    Counted by TensorFlow's profiler on each stage's own graph.  The second stage is counted for the crops of
-    a training step, and its convolutions by their definition, as is usual, even where `detector.winograd`
-    takes fewer operations.  What has no variables (NMS, cropping, losses) is not counted.
+    Convolutions and matrix products are counted, by their definition and a multiplication and an addition as
+    two, as is usual, even where `detector.winograd` takes fewer.  The second stage is counted for the crops
+    of a training step.
     """
-    winograd, model.box_classifier.winograd = model.box_classifier.winograd, False
-    try:
-        return _count(model, canvas_hw)
-    finally:
-        model.box_classifier.winograd = winograd
-
-
-def _count(model: FasterRCNN, canvas_hw: tuple[int, int]) -> list[StageCost]:
     costs = []
-
-    def add(
-        path: str, stage: tf_keras.layers.Layer, shape: list[int], gradient_part: float = 1.0
-    ) -> list[int]:
-        graph = tf.function(lambda x: stage(x), autograph=False).get_concrete_function(
-            tf.TensorSpec(shape, tf.float32)
-        )
-        costs.append(StageCost(path, _flops(graph.graph), gradient_part))
-        outputs = graph.structured_outputs
-        return outputs.shape.as_list() if isinstance(outputs, tf.TensorSpec | tf.Tensor) else shape
-
-    shape = [1, *canvas_hw, 3]
+    shape: Shape = [1, *canvas_hw, 3]
     for name, stage in model.feature_extractor.stages.items():
-        shape = add(f"feature_extractor/{name}", stage, shape)
-    _, height, width, _ = shape
-    add("rpn", model.rpn, shape, differentiated_part(height * width, model.rpn_settings.minibatch_size))
+        costs.append(StageCost(f"feature_extractor/{name}", _flops(stage, shape)))
+        shape = stage.compute_output_shape(shape)
+    _, height, width, depth = tf.TensorShape(shape).as_list()
+    part = differentiated_part(height * width, model.rpn_settings.minibatch_size)
+    costs.append(StageCost("rpn", _flops(model.rpn, shape), part))
     settings = model.box_classifier_settings
-    whole = tf.constant([[[0.0, 0.0, *canvas_hw]]])  # any one box: what counts is the crop's shape
-    crop = model.crops(tf.zeros(shape), Proposals(whole, tf.ones([1, 1]), tf.ones([1], tf.int32)), canvas_hw)
-    shape = [settings.batch_size, *crop.shape[1:]]
+    side = pooled_side(settings.crop_size, settings.pool_size, settings.pool_stride)
+    shape = [settings.batch_size, side, side, depth]
     for name, stage in model.box_classifier.tower.stages.items():
-        shape = add(f"box_classifier/tower/{name}", stage, shape)
-    add("box_classifier/predictor", model.box_classifier.predictor, shape)
+        costs.append(StageCost(f"box_classifier/tower/{name}", _flops(stage, shape)))
+        shape = stage.compute_output_shape(shape)
+    costs.append(StageCost("box_classifier/predictor", _flops(model.box_classifier.predictor, shape)))
     return costs
+
+
+def _flops(layer: tf_keras.layers.Layer, shape: Shape) -> int:
+    """Return the operations of a layer, those inside it included, on inputs of `shape`."""
+    if isinstance(layer, tf_keras.layers.SeparableConv2D):
+        *cells, _ = layer.compute_output_shape(shape)
+        of_a_cell = layer.depthwise_kernel.shape.num_elements() + layer.pointwise_kernel.shape.num_elements()
+        return 2 * math.prod(cells) * of_a_cell
+    if isinstance(layer, tf_keras.layers.Conv2D | tf_keras.layers.Dense):
+        *cells, _ = layer.compute_output_shape(shape)
+        return 2 * math.prod(cells) * layer.kernel.shape.num_elements()
+    if hasattr(layer, "inner_layers"):
+        return sum(_flops(*inner) for inner in layer.inner_layers(shape))
+    return 0  # a pool
 
 
 def predicted_saving(costs: list[StageCost], plan: FreezePlan) -> float:
@@ -114,9 +113,3 @@ def training_flops(costs: list[StageCost], plan: FreezePlan | None, kept: Sequen
 
 def _trains(path: str, plan: FreezePlan) -> bool:
     return plan.summary(path).trained_variables > 0
-
-
-def _flops(graph: tf.Graph) -> int:
-    options = tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()
-    options["output"] = "none"
-    return tf.compat.v1.profiler.profile(graph, options=options).total_float_ops

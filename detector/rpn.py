@@ -1,12 +1,13 @@
 """The region proposal network: objectness and box encodings for every anchor, proposals, and their losses."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import tensorflow as tf
 import tf_keras
 
 from detector import boxes, sampling
-from detector.component import Component
+from detector.component import Component, build_inner
 from detector.sampling import GroundTruth
 from detector.sparse_convolution import SparselyTrainedConv2D
 from detector.suppression import suppress_and_clip_one_class
@@ -62,11 +63,17 @@ class Rpn(Component):
 
     def build(self, input_shape: tf.TensorShape) -> None:
         """Make the variables for features of `input_shape`, [B, h, w, depth]."""
-        self.conv.build(input_shape)
-        hidden = self.conv.compute_output_shape(input_shape)
-        self.box_encodings.build(hidden)
-        self.objectness.build(hidden)
+        build_inner(self, input_shape)
         self.built = True
+
+    def inner_layers(
+        self, input_shape: tf.TensorShape
+    ) -> Iterator[tuple[tf_keras.layers.Layer, tf.TensorShape]]:
+        """Yield the 3x3 convolution, which runs on `input_shape`, and the heads with what it makes of it."""
+        yield self.conv, input_shape
+        hidden = self.conv.compute_output_shape(input_shape)
+        yield self.box_encodings, hidden
+        yield self.objectness, hidden
 
     def call(self, features: tf.Tensor, training: bool = False) -> RpnOutputs:
         """Return the outputs for the anchors of `features` [B, h, w, depth]; A = h * w * anchors_per_cell."""

@@ -15,7 +15,6 @@ import tensorflow as tf
 import tf_keras
 
 import detector.builder
-import detector.cost
 from data.shapes import IMAGE_COUNTS
 from detector import export_check
 from detector.batch_norm import BatchNorm
@@ -103,12 +102,11 @@ def building_once() -> Callable[..., FasterRCNN]:
 
 @pytest.fixture(scope="module")
 def built_once() -> Iterator[None]:
-    """Build and cost a detector once for all commands of a module that restore it whole, or do not run it."""
+    """Build a detector once for all commands of a module that restore it whole, or do not run it."""
     build = building_once()
     with pytest.MonkeyPatch.context() as patch:
         for module in ("experiment", "auto_freeze"):
             patch.setattr(f"detector.{module}.build_model", build)
-        patch.setattr("detector.cost.stage_costs", cache(detector.cost.stage_costs))
         yield
 
 

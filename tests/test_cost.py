@@ -1,8 +1,12 @@
 import pytest
+import tensorflow as tf
+from tensorflow.python.framework import ops
 
 from detector import cost
+from detector.builder import build_model
 from detector.cost import StageCost, inference_flops, predicted_saving, stage_costs, training_flops
 from detector.freeze import resolve, rows_of
+from detector.rpn import Proposals
 
 
 def plan_of(model, *freeze):
@@ -14,10 +18,47 @@ def test_convolutions_are_counted_by_hand(tiny_model):
     costs = {cost.path: cost.flops for cost in stage_costs(model, (64, 64))}
     kernel = model.rpn.conv.kernel.shape
     heads = 2 * 16 * kernel[3] * (12 + 24)  # 16 cells, 6 anchors of 2 and 4 channels
-    convolutions = 2 * 16 * kernel.num_elements() + heads
-    assert convolutions <= costs["rpn"] <= 1.1 * convolutions
+    assert costs["rpn"] == 2 * 16 * kernel.num_elements() + heads
     assert next(iter(costs)) == "feature_extractor/Conv2d_1a_7x7"
     assert list(costs)[-1] == "box_classifier/predictor"
+
+
+SMALL = "depth_multiplier: 0.05, min_depth: 3"
+
+
+@pytest.mark.parametrize(
+    "extractor",
+    [
+        f"type: inception_v2, {SMALL}",
+        f"type: inception_v3, {SMALL}",
+        pytest.param(f"type: inception_resnet_v2, {SMALL}", marks=pytest.mark.slow),
+        "type: resnet50, topology: slim",
+        "type: resnet50, topology: keras",
+    ],
+)
+def test_operations_are_those_that_tensorflow_counts_in_the_graph(tiny_config, extractor):
+    settings = tiny_config(f"model.feature_extractor={{{extractor}}}", "model.box_classifier.winograd=false")
+    model = build_model(settings.model, ["circle"])
+    canvas = tf.TensorSpec([1, 70, 101, 3])
+    features = tf.function(model.feature_extractor).get_concrete_function(canvas)
+    rpn = tf.function(model.rpn).get_concrete_function(features.structured_outputs)
+    drawn = Proposals(tf.zeros([1, 8, 4]), tf.zeros([1, 8]), tf.zeros([1], tf.int32))
+    crops = model.crops(tf.zeros(features.structured_outputs.shape), drawn, (70, 101))
+    box_classifier = tf.function(model.box_classifier).get_concrete_function(crops)
+    counted = {"feature_extractor": 0, "rpn": 0, "box_classifier": 0}
+    for stage in stage_costs(model, (70, 101)):
+        counted[stage.path.split("/")[0]] += stage.flops
+    traced = {"feature_extractor": features, "rpn": rpn, "box_classifier": box_classifier}
+    assert counted == {name: flops_in(function.graph) for name, function in traced.items()}
+
+
+def flops_in(graph):
+    """Return the operations of convolutions and matrix products by TensorFlow's own statistics."""
+    return sum(
+        ops.get_stats_for_node_def(graph, node.node_def, "flops").value
+        for node in graph.get_operations()
+        if node.type in ("Conv2D", "DepthwiseConv2dNative", "MatMul")
+    )
 
 
 def test_savings_by_hand(tiny_model, monkeypatch):

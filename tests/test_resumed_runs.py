@@ -18,7 +18,6 @@ from conftest import rewriting_graphs, running_eagerly
 from small_runs import small_config, values_of
 
 from detector import checkpoint
-from detector.cost import StageCost
 from detector.run_lock import run_lock
 
 # TensorFlow's notice that data sets are not run eagerly.
@@ -30,14 +29,6 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     return small_config(tmp_path_factory.mktemp("resumed_runs"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def costs():
-    """Make up what stages cost: to count it traces every one of them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("detector.cost.stage_costs", lambda *_: [StageCost("rpn", 1)])
-        yield
 
 
 @pytest.mark.slow

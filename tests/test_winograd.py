@@ -6,7 +6,6 @@ import tensorflow as tf
 
 from detector import winograd
 from detector.builder import build_model
-from detector.cost import stage_costs
 from detector.feature_extractors.convolution import Conv
 from detector.model_config import ModelConfig
 
@@ -273,14 +272,6 @@ def test_the_detector_detects_the_same_with_and_without_it():
     assert fast.scores.numpy().any()
     for a, b in zip(fast, direct, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
-
-
-def test_costs_are_counted_by_the_definition_of_a_convolution():
-    model = build_model(small(), ["circle"])
-    costs = stage_costs(model, (64, 64))
-    assert model.box_classifier.winograd
-    model.box_classifier.winograd = False
-    assert stage_costs(model, (64, 64)) == costs
 
 
 @pytest.mark.parametrize(

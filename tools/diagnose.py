@@ -166,12 +166,13 @@ def training_sample(
 
 def resolve_auto(config: "Config", dataset: "DetectionDataset", console: "Console") -> "Config":
     """Replace `--freeze auto` by selectors and print why; another configuration comes back as it is."""
-    from data.pipeline import plain_errors
     from detector.auto_freeze import choose_freeze, is_auto
-    from detector.diagnosis_report import suggestion_lines
 
     if not is_auto(config):
         return config
+    from data.pipeline import plain_errors
+    from detector.diagnosis_report import suggestion_lines
+
     with plain_errors():
         config, suggestion = choose_freeze(config, dataset.class_names, training_sample(config, dataset))
     for line in suggestion_lines(suggestion):

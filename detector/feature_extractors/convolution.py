@@ -4,11 +4,12 @@ Images and features are float [B, H, W, channels] in the dtype policy's compute 
 `training`, so that chains need not tell one kind from another.  The batch norm of a convolution is its
 attribute `BatchNorm`, which makes paths like `Conv2d_0b_3x3/BatchNorm/gamma`.
 
-Every layer knows its output's shape from its input's, so that building makes the variables of a whole network
-without running it: a run creates an operation of each kind and size only to throw its result away.
+Every layer knows its output's shape from its input's, and one that is made of others what each of them runs
+on (`inner_layers`), so that the variables of a whole network are made, and its operations counted, without
+running it: a run creates an operation of each kind and size only to throw its result away.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, TypeAlias
 
@@ -17,7 +18,7 @@ import tf_keras
 
 from detector import convolution_gradients, winograd
 from detector.batch_norm import BatchNorm, moving_averages_held
-from detector.component import Component
+from detector.component import Component, build_inner
 
 Padding = Literal["same", "valid"]
 Shape: TypeAlias = "tf.TensorShape | Sequence[int | None]"
@@ -166,9 +167,13 @@ class Chain(tf_keras.layers.Layer):
         self._links = tuple(links)
 
     def build(self, input_shape: Shape) -> None:
-        """Build every layer for what those before it make of `input_shape`."""
-        build_in_series(self.links, input_shape)
+        """Build every layer for what it runs on."""
+        build_inner(self, input_shape)
         super().build(input_shape)
+
+    def inner_layers(self, input_shape: Shape) -> Iterator[tuple[tf_keras.layers.Layer, Shape]]:
+        """Yield every layer, and the shape that those before it make of `input_shape`."""
+        return in_series(self.links, input_shape)
 
     def compute_output_shape(self, input_shape: Shape) -> tf.TensorShape:
         """Return the last layer's output shape."""
@@ -197,9 +202,13 @@ class StageChain(Component):
         self.recomputed: set[str] = set()
 
     def build(self, input_shape: Shape) -> None:
-        """Build every stage for what those before it make of `input_shape`."""
-        build_in_series(self.stages.values(), input_shape)
+        """Build every stage for what it runs on."""
+        build_inner(self, input_shape)
         self.built = True
+
+    def inner_layers(self, input_shape: Shape) -> Iterator[tuple[tf_keras.layers.Layer, Shape]]:
+        """Yield every stage, and the shape that those before it make of `input_shape`."""
+        return in_series(self.stages.values(), input_shape)
 
     def compute_output_shape(self, input_shape: Shape) -> tf.TensorShape:
         """Return the last stage's output shape."""
@@ -225,11 +234,16 @@ class StageChain(Component):
         return inputs
 
 
-def build_in_series(layers: Iterable[tf_keras.layers.Layer], input_shape: Shape) -> None:
-    """Build layers that run one after the other, the first on inputs of `input_shape`."""
+def in_series(
+    layers: Iterable[tf_keras.layers.Layer], input_shape: Shape
+) -> Iterator[tuple[tf_keras.layers.Layer, Shape]]:
+    """Yield layers that run one after the other, the first on `input_shape`, each with what it runs on."""
+    before = None
     for layer in layers:
-        layer.build(input_shape)
-        input_shape = layer.compute_output_shape(input_shape)
+        if before is not None:
+            input_shape = before.compute_output_shape(input_shape)
+        yield layer, input_shape
+        before = layer
 
 
 def shape_after(layers: Iterable[tf_keras.layers.Layer], input_shape: Shape) -> tf.TensorShape:

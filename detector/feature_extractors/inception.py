@@ -1,11 +1,12 @@
 """What the Inceptions share: how they take pixels, blocks of branches, and convolutions of one width."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import tensorflow as tf
 import tf_keras
 
-from detector.component import child_layers
+from detector.component import build_inner, child_layers
 from detector.feature_extractors.convolution import Conv, Padding, Shape, shape_side_by_side
 
 
@@ -29,9 +30,12 @@ class Mixed(tf_keras.layers.Layer):
 
     def build(self, input_shape: Shape) -> None:
         """Build every branch for inputs of `input_shape`."""
-        for branch in self.branches:
-            branch.build(input_shape)
+        build_inner(self, input_shape)
         super().build(input_shape)
+
+    def inner_layers(self, input_shape: Shape) -> Iterator[tuple[tf_keras.layers.Layer, Shape]]:
+        """Yield every branch; all run on `input_shape`."""
+        return ((branch, input_shape) for branch in self.branches)
 
     def compute_output_shape(self, input_shape: Shape) -> tf.TensorShape:
         """Return the shape of the branches' outputs side by side."""

@@ -11,12 +11,12 @@ The published classifier does not pad its stem and its reductions.  Here, as in 
 does not.  The variables are the same.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
 import tf_keras
 
-from detector.component import Component
+from detector.component import Component, build_inner
 from detector.feature_extractors.convolution import (
     AveragePool,
     Chain,
@@ -103,11 +103,14 @@ class Residual(tf_keras.layers.Layer):
         return [getattr(self, name) for name in self._branches]
 
     def build(self, input_shape: Shape) -> None:
-        """Build the branches for inputs of `input_shape`, and the projection for what they make of it."""
-        for branch in self.branches:
-            branch.build(input_shape)
-        self.Conv2d_1x1.build(shape_side_by_side(self.branches, input_shape))
+        """Build the branches and the projection for what each runs on."""
+        build_inner(self, input_shape)
         super().build(input_shape)
+
+    def inner_layers(self, input_shape: Shape) -> Iterator[tuple[tf_keras.layers.Layer, Shape]]:
+        """Yield the branches, which run on `input_shape`, and the projection of what they make of it."""
+        yield from ((branch, input_shape) for branch in self.branches)
+        yield self.Conv2d_1x1, shape_side_by_side(self.branches, input_shape)
 
     def compute_output_shape(self, input_shape: Shape) -> tf.TensorShape:
         """Return `input_shape`."""

@@ -9,6 +9,8 @@ a cell for every 16 pixels, as the anchor grid has, and the tower, which sees cr
 are the same.  The Object Detection API treats Inception-ResNet v2 so; it has no Faster R-CNN on this network.
 """
 
+from collections.abc import Iterator
+
 import tensorflow as tf
 import tf_keras
 
@@ -20,7 +22,7 @@ from detector.feature_extractors.convolution import (
     Padding,
     Shape,
     StageChain,
-    build_in_series,
+    in_series,
     shape_after,
     shape_side_by_side,
 )
@@ -95,12 +97,11 @@ def stem(make: Width, padding: Padding) -> dict[str, tf_keras.layers.Layer]:
 class Fork(Chain):
     """A chain whose last two layers lie side by side on the output of those before, concatenated."""
 
-    def build(self, input_shape: Shape) -> None:
-        """Build the chain for `input_shape`, and both last layers for what it makes of it."""
+    def inner_layers(self, input_shape: Shape) -> Iterator[tuple[tf_keras.layers.Layer, Shape]]:
+        """Yield the chain's layers, and both last ones with what it makes of `input_shape`."""
         *chain, left, right = self.links
-        build_in_series([*chain, left], input_shape)
-        right.build(shape_after(chain, input_shape))
-        self.built = True
+        yield from in_series([*chain, left], input_shape)
+        yield right, shape_after(chain, input_shape)
 
     def compute_output_shape(self, input_shape: Shape) -> tf.TensorShape:
         """Return the shape of both last layers' outputs side by side."""

@@ -13,19 +13,20 @@ The network is that of arXiv:1512.03385 in one of three topologies, with the var
          the size, in its 3x3 `conv2` and its `shortcut`; all padding is "SAME".
 """
 
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 import tensorflow as tf
 import tf_keras
 
-from detector.component import Component
+from detector.component import Component, build_inner
 from detector.feature_extractors.convolution import (
     Chain,
     Conv,
     MaxPool,
     Shape,
     StageChain,
-    build_in_series,
+    in_series,
     shape_after,
 )
 
@@ -110,10 +111,14 @@ class Bottleneck(tf_keras.layers.Layer):
 
     def build(self, input_shape: Shape) -> None:
         """Build the convolutions for inputs of `input_shape`, [B, H, W, channels]."""
-        if self.shortcut is not None:
-            self.shortcut.build(input_shape)
-        build_in_series(self._residual, input_shape)
+        build_inner(self, input_shape)
         super().build(input_shape)
+
+    def inner_layers(self, input_shape: Shape) -> Iterator[tuple[tf_keras.layers.Layer, Shape]]:
+        """Yield the shortcut, which runs on `input_shape`, and the three others with what each runs on."""
+        if self.shortcut is not None:
+            yield self.shortcut, input_shape
+        yield from in_series(self._residual, input_shape)
 
     def compute_output_shape(self, input_shape: Shape) -> tf.TensorShape:
         """Return [B, ceil(H / stride), ceil(W / stride), 4 * filters]."""
