@@ -102,6 +102,7 @@ def test_who_takes_turns_with_whom():
         ("a=train images=7", "images goes with kind: evaluate"),
         ("a=train saved_model=true", "saved_model goes with kind: infer"),
         ("a=input gflop=3", "gflop goes with kind: train"),
+        ("a=startup", "startup runs tools/train.py on the configuration's own data: set data: configured"),
         ("a=train batch=3", "--workload a=train batch=3: batch: Extra inputs"),
         ("a=train reference=a", "a workload cannot be its own reference"),
     ],

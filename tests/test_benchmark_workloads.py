@@ -9,12 +9,14 @@ import benchmark as benchmark_tool
 import benchmark_worker
 import numpy as np
 import pytest
+from small_runs import small_config
 
 from data.random_images import random_image_dataset
 from detector.benchmark.jobs import jobs_of
 from detector.benchmark.process import WorkerError, WorkerProcess
 from detector.benchmark.spec import Benchmark, parse_workload
 from detector.benchmark.workloads import matrix_product, random_batches
+from detector.config import load
 from detector.cost import StageCost
 
 
@@ -96,7 +98,7 @@ def test_a_product_of_matrices_counts_its_operations(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
-    ["t=train", "i=infer saved_model=true", "e=evaluate images=3 size=64", "s=startup", "p=input"],
+    ["t=train", "i=infer saved_model=true", "e=evaluate images=3 size=64", "p=input"],
 )
 def test_a_worker_of_this_package(text, spec, monkeypatch):
     told = spec(text)
@@ -105,6 +107,18 @@ def test_a_worker_of_this_package(text, spec, monkeypatch):
     try:
         assert len(process.run(2)) == 2
         assert process.finish().peak_memory_bytes > 2**28
+    finally:
+        process.kill()
+
+
+@pytest.mark.slow
+def test_a_startup_is_the_commands_through_its_first_step(tmp_path):
+    benchmark = Benchmark(workloads=(parse_workload("s=startup data=configured"),))
+    *_, job = jobs_of(benchmark, [], load(small_config(tmp_path)))
+    process = WorkerProcess("own", benchmark_tool.WORKER, job.spec)
+    try:
+        (seconds,) = process.run(1)
+        assert 0.5 < seconds < 60.0
     finally:
         process.kill()
 

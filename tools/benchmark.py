@@ -16,8 +16,8 @@ A workload is NAME=KIND KEY=VALUE ….  Kinds:
   train      one training step          infer     detection on a batch (saved_model=true: of a SavedModel)
   input      reading, decoding, augmenting, batching, 16 batches a repetition
   evaluate   detection and scores on images=N images
-  startup    a training run's start, from the end of its imports through its first step: model, plan,
-             input and trace, without what tools/train.py prints, writes and scores before
+  startup    tools/train.py from the end of its imports through its first step, with the data of the
+             configuration (data=configured); it scores first unless data.evaluate=null
 
 Keys with a dot are the configuration's (freeze.freeze=[rpn], train.deterministic=false); without one:
 batch_size, size (of a square canvas), data (random, or configured: the configuration's own), images,
@@ -88,7 +88,13 @@ peers:
 WORKER = [sys.executable, str(Path(__file__).resolve().parent / "benchmark_worker.py")]
 
 # Of --config, where neither a file nor a workload is named.
-_DEFAULT_WORKLOADS = ("train=train", "infer=infer", "input=input", "evaluate=evaluate", "startup=startup")
+_DEFAULT_WORKLOADS = (
+    "train=train",
+    "infer=infer",
+    "input=input",
+    "evaluate=evaluate",
+    "startup=startup data=configured",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

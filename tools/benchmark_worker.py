@@ -17,7 +17,6 @@ from typing import Any
 import launch
 
 from detector.benchmark import workloads
-from detector.benchmark.process import WorkerProcess
 from detector.benchmark.worker import Prepared, Start, serve
 from detector.builder import build_model, build_resizer
 from detector.config import Config, validate
@@ -29,12 +28,15 @@ _INPUT_BATCHES = 16
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve one workload, or export one model for it."""
+    """Serve one workload, or do for one what takes a process of its own: export its model, or train it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--export", type=Path, metavar="DIR", help=argparse.SUPPRESS)
+    parser.add_argument("--train", type=Path, metavar="DIR", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     launch.settle_process()
-    if arguments.export:
+    if arguments.train:
+        _train(arguments.train)
+    elif arguments.export:
         _export(json.load(sys.stdin), arguments.export)
     else:
         serve(prepare, load)
@@ -149,17 +151,57 @@ def _evaluation(spec: Spec, config: Config) -> Start:
 
 
 def _startup(spec: Spec, config: Config) -> Start:
-    """Repeat the start of a training run: from its imports' end through its first step, its data read."""
-    child = {**spec, "kind": "train", "data": "configured" if spec["data"] == "configured" else "files"}
+    """Repeat the start of `tools/train.py`, all that it prints, writes and scores first included."""
+    logging_each_step = config.model_copy(update={"train": config.train.model_copy(update={"log_every": 1})})
 
     def repeat() -> float:
-        process = WorkerProcess("startup", [sys.executable, __file__], child)
-        process.kill()
-        seconds = process.readiness.start_seconds
-        assert seconds is not None
-        return seconds
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            (folder / _CONFIG).write_text(logging_each_step.to_yaml(), encoding="utf-8")
+            with subprocess.Popen(
+                [sys.executable, __file__, "--train", str(folder)],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            ) as process:
+                try:
+                    return _first_step_at(process, folder) - float((folder / _IMPORTED).read_text())
+                finally:
+                    process.kill()
 
     return lambda: Prepared(repeat, 0)
+
+
+# What `_train` and `_startup` have in their folder.
+_CONFIG, _IMPORTED, _RUN = "config.yaml", "imported", "run"
+
+
+def _train(folder: Path) -> None:
+    """Run `tools/train.py`, and note when all that its start takes was imported."""
+    import benchmark_data  # noqa: F401 - and with it what reads data
+    import train
+
+    import detector.evaluate
+    import detector.plan_table
+    import detector.score_table
+    import detector.train  # noqa: F401
+
+    (folder / _IMPORTED).write_text(str(time.monotonic()))
+    sys.exit(train.main(["--config", str(folder / _CONFIG), "--run", str(folder / _RUN), "--no-progress"]))
+
+
+def _first_step_at(process: "subprocess.Popen[str]", folder: Path) -> float:
+    """Wait for the first step that a run logs, and return when that was."""
+    metrics = folder / _RUN / "metrics.jsonl"
+    while True:
+        rows = metrics.read_text(encoding="utf-8").split("\n")[:-1] if metrics.is_file() else []
+        if any(json.loads(row)["step"] > 0 for row in rows):
+            return time.monotonic()
+        if process.poll() is not None:
+            assert process.stderr is not None
+            errors = process.stderr.read().strip()[-2000:]
+            raise ValueError(f"tools/train.py ended before its first step: {errors}")
+        time.sleep(0.005)
 
 
 def _random_batches(spec: Spec) -> list[Any]:

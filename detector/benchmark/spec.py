@@ -51,6 +51,10 @@ class Workload(Section):
             raise ValueError("saved_model goes with kind: infer")
         if self.gflop is not None and self.kind not in ("train", "infer"):
             raise ValueError("gflop goes with kind: train and kind: infer")
+        if self.kind == "startup" and self.data == "random":
+            raise ValueError(
+                "startup runs tools/train.py on the configuration's own data: set data: configured"
+            )
         if self.reference == self.name:
             raise ValueError("a workload cannot be its own reference")
         return self
