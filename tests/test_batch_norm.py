@@ -95,6 +95,25 @@ def test_bfloat16_is_normalised_with_statistics_in_float32(has_onednn):
     np.testing.assert_allclose(tf.cast(outputs, tf.float32), in_float32, rtol=0.01, atol=0.05)
 
 
+@pytest.mark.parametrize("scale", [True, False], ids=["with gamma", "without"])
+@pytest.mark.parametrize("policy, tolerance", [("float32", 1e-5), ("mixed_bfloat16", 2**-8)])
+def test_a_kernel_takes_the_batch_norm_behind_it_in(policy, tolerance, scale):
+    tf_keras.mixed_precision.set_global_policy(policy)
+    try:
+        layer = built(BatchNorm, scale=scale)
+        convolution = tf_keras.layers.Conv2D(3, 3, use_bias=False, kernel_initializer="glorot_normal")
+        convolution.build(INPUTS.shape)
+    finally:
+        tf_keras.mixed_precision.set_global_policy("float32")
+    (kernel,) = convolution.get_weights()  # float32 under either policy
+    expected = built(BatchNorm, scale=scale)(tf.nn.conv2d(INPUTS, kernel, 1, "SAME"))
+    folded, offset = layer.folded_into(convolution.kernel)
+    assert {folded.dtype.name, offset.dtype.name} == {layer.compute_dtype}
+    found = tf.nn.conv2d(INPUTS, tf.cast(folded, tf.float32), 1, "SAME") + tf.cast(offset, tf.float32)
+    magnitude = np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * magnitude)
+
+
 def traced(layer, training=True):
     @tf.function
     def run(inputs):

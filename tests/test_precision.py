@@ -1,5 +1,6 @@
 """bfloat16: in what layers compute, and what stays float32."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,18 @@ def test_heads_give_float32_from_bfloat16_features(models):
     assert first.outputs.objectness.dtype == first.outputs.box_encodings.dtype == tf.float32
     predictions = model.box_classifier(tf.zeros([2, 4, 4, first.features.shape[-1]]))
     assert predictions.class_logits.dtype == predictions.box_encodings.dtype == tf.float32
+
+
+def test_inference_in_bfloat16_has_batch_norms_in_kernels(models):
+    def batch_norms(model, training):
+        traced = tf.function(partial(model.box_classifier, training=training)).get_concrete_function(
+            tf.TensorSpec([2, 4, 4, model.feature_extractor.compute_output_shape([1, 64, 64, 3])[-1]])
+        )
+        return sum("BatchNorm" in operation.type for operation in traced.graph.get_operations())
+
+    exact, fast = models["float32"], models["bfloat16"]
+    assert batch_norms(fast, training=False) == 0
+    assert batch_norms(fast, training=True) == batch_norms(exact, training=False) > 0
 
 
 def test_a_trained_detector_sees_almost_the_same():

@@ -17,7 +17,7 @@ import tensorflow as tf
 import tf_keras
 
 from detector import convolution_gradients, winograd
-from detector.batch_norm import BatchNorm, moving_averages_held
+from detector.batch_norm import BatchNorm, folding_pays, moving_averages_held
 from detector.component import Component, build_inner
 
 Padding = Literal["same", "valid"]
@@ -72,7 +72,11 @@ class Conv(tf_keras.layers.Conv2D):
 
         Without padding, H and W are less by the kernel's size less 1 before they are divided.
         """
-        outputs = self.BatchNorm(self._convolve(inputs, training), training=training)
+        if not training and folding_pays(inputs):
+            kernel, offset = self.BatchNorm.folded_into(self.kernel)
+            outputs = tf.nn.bias_add(self._pad_and_convolve(inputs, kernel), offset)
+        else:
+            outputs = self.BatchNorm(self._convolve(inputs, training), training=training)
         return tf.nn.relu(outputs) if self.relu else outputs
 
     def _convolve(self, inputs: tf.Tensor, training: bool) -> tf.Tensor:
@@ -82,12 +86,15 @@ class Conv(tf_keras.layers.Conv2D):
             return winograd.convolve(inputs, self.kernel, is_frozen=training and not self.trainable)
         if training and self.is_differentiated and self._has_quicker_gradients(inputs):
             return convolution_gradients.convolve(inputs, tf.convert_to_tensor(self.kernel), self.strides[0])
+        return self._pad_and_convolve(inputs, self.kernel)
+
+    def _pad_and_convolve(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         if not self.fixed_padding:
-            return self.convolution_op(inputs, self.kernel)
+            return self.convolution_op(inputs, kernel)
         # Not as `padding=` of conv2d: with it the kernel gradient takes twice as long on a CPU.
         sides = [[(size - 1) // 2, size // 2] for size in self.kernel_size]
         padded = tf.pad(inputs, [[0, 0], *sides, [0, 0]])
-        return tf.nn.conv2d(padded, self.kernel, self.strides, "VALID")
+        return tf.nn.conv2d(padded, kernel, self.strides, "VALID")
 
     def _has_quicker_gradients(self, inputs: tf.Tensor) -> bool:
         # All paddings of a 1x1 kernel are the same, and both kinds of "same" at stride 1.
