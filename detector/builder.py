@@ -52,7 +52,7 @@ def build_model(config: ModelConfig, class_names: Sequence[str], seed: int = 0) 
     with _layers_computing_in(config.precision):
         first_stage, tower, preprocess = _feature_extractor(config.feature_extractor)
         rpn_component = Rpn(
-            anchor_grid.per_cell, conv_depth=rpn.pop("conv_depth"), kernel_size=rpn.pop("kernel_size")
+            anchor_grid.per_cell, **{key: rpn.pop(key) for key in ("conv_depth", "kernel_size", "winograd")}
         )
         predictor = Predictor(
             len(class_names),

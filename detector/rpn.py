@@ -49,14 +49,17 @@ class Proposals(NamedTuple):
 class Rpn(Component):
     """A 3x3 convolution with ReLU6 and two 1x1 heads on the stride-16 features."""
 
-    def __init__(self, anchors_per_cell: int, conv_depth: int = 512, kernel_size: int = 3):
+    def __init__(
+        self, anchors_per_cell: int, conv_depth: int = 512, kernel_size: int = 3, winograd: bool = True
+    ):
+        """`winograd` is whether `detector.winograd_large` may compute the 3x3 convolution where that pays."""
         super().__init__(name="rpn")
 
         def normal() -> tf_keras.initializers.Initializer:
             return tf_keras.initializers.TruncatedNormal(stddev=0.01)
 
         self.conv = SparselyTrainedConv2D(
-            conv_depth, kernel_size, activation=tf.nn.relu6, kernel_initializer=normal()
+            conv_depth, kernel_size, winograd, activation=tf.nn.relu6, kernel_initializer=normal()
         )
         self.objectness = tf_keras.layers.Conv2D(2 * anchors_per_cell, 1, kernel_initializer=normal())
         self.box_encodings = tf_keras.layers.Conv2D(4 * anchors_per_cell, 1, kernel_initializer=normal())

@@ -1,7 +1,11 @@
 """A convolution whose gradients cost what the cells cost that a loss looks at."""
 
+from collections.abc import Callable
+
 import tensorflow as tf
 import tf_keras
+
+from detector import winograd_large
 
 # Gathering the neighbourhood of a cell costs more than TensorFlow's own gradient spends on it, so that is
 # taken where more than this part of the cells counts.
@@ -24,41 +28,58 @@ class SparselyTrainedConv2D(tf_keras.layers.Conv2D):
     input are made of the others alone.
     """
 
-    def __init__(self, filters: int, kernel_size: int, **arguments):
-        """`arguments` are those of `Conv2D`, save strides, padding, dilations, groups and data format."""
+    def __init__(self, filters: int, kernel_size: int, winograd: bool = True, **arguments):
+        """`arguments` are those of `Conv2D`, save strides, padding, dilations, groups and data format.
+
+        `winograd` is whether `detector.winograd_large` may compute the outputs where that pays.
+        """
         super().__init__(filters, kernel_size, padding="same", data_format="channels_last", **arguments)
+        self.winograd = winograd
 
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         """Convolve `inputs` [B, H, W, channels] with `kernel` [k, k, channels, filters]."""
         # Under mixed precision the kernel is a variable that is cast where it is read.
-        return _convolution(inputs, tf.convert_to_tensor(kernel))
+        kernel = tf.convert_to_tensor(kernel)
+        may = self.winograd and winograd_large.pays(inputs, kernel.shape)
+        return _convolution(inputs, kernel, winograd_large.convolve if may else _directly)
 
 
-@tf.custom_gradient
-def _convolution(inputs: tf.Tensor, kernel: tf.Tensor):
-    def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        counts = tf.reduce_any(upstream != 0, axis=-1)
-        cells = tf.where(counts)
-        is_sparse = tf.reduce_mean(tf.cast(counts, tf.float32)) <= _LARGEST_SPARSE_PART
-        # Two decisions, so that TensorFlow leaves out the gradient that nothing asks for.
-        return (
-            tf.cond(
-                is_sparse,
-                lambda: _towards_inputs(inputs, kernel, upstream, cells),
-                lambda: tf.raw_ops.Conv2DBackpropInput(
-                    input_sizes=tf.shape(inputs), filter=kernel, out_backprop=upstream, **_OPERATION
+def _directly(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    return tf.nn.conv2d(inputs, kernel, 1, "SAME")
+
+
+def _convolution(
+    inputs: tf.Tensor, kernel: tf.Tensor, convolve: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+) -> tf.Tensor:
+    """Return what `convolve` computes, with the gradients of the cells that count."""
+
+    @tf.custom_gradient
+    def convolution(inputs: tf.Tensor, kernel: tf.Tensor):
+        def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            counts = tf.reduce_any(upstream != 0, axis=-1)
+            cells = tf.where(counts)
+            is_sparse = tf.reduce_mean(tf.cast(counts, tf.float32)) <= _LARGEST_SPARSE_PART
+            # Two decisions, so that TensorFlow leaves out the gradient that nothing asks for.
+            return (
+                tf.cond(
+                    is_sparse,
+                    lambda: _towards_inputs(inputs, kernel, upstream, cells),
+                    lambda: tf.raw_ops.Conv2DBackpropInput(
+                        input_sizes=tf.shape(inputs), filter=kernel, out_backprop=upstream, **_OPERATION
+                    ),
                 ),
-            ),
-            tf.cond(
-                is_sparse,
-                lambda: _towards_kernel(inputs, kernel, upstream, cells),
-                lambda: tf.raw_ops.Conv2DBackpropFilter(
-                    input=inputs, filter_sizes=tf.shape(kernel), out_backprop=upstream, **_OPERATION
+                tf.cond(
+                    is_sparse,
+                    lambda: _towards_kernel(inputs, kernel, upstream, cells),
+                    lambda: tf.raw_ops.Conv2DBackpropFilter(
+                        input=inputs, filter_sizes=tf.shape(kernel), out_backprop=upstream, **_OPERATION
+                    ),
                 ),
-            ),
-        )
+            )
 
-    return tf.nn.conv2d(inputs, kernel, 1, "SAME"), gradients
+        return convolve(inputs, kernel), gradients
+
+    return convolution(inputs, kernel)
 
 
 def _towards_kernel(inputs: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor, cells: tf.Tensor) -> tf.Tensor:

@@ -19,13 +19,8 @@ import numpy as np
 import tensorflow as tf
 
 from detector.cpu import has_onednn
+from detector.minimal_filtering import TAPS, TILE, along_axis, powers
 
-_TAPS = 3
-_TILE = 4
-# Where the polynomials are evaluated, and infinity.  Of the sets of small binary fractions that were tried,
-# these lose the fewest digits: half the rounding error of the usual 0, 1, -1, 2, -2, and seven times that of
-# the direct way.  A tile of fewer outputs takes the first of them.
-_POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 # Transforms are dense matrices over a map's cells, whose number grows with the square of the cells.
 _LARGEST_SIDE = 8
 # Below, the transforms of maps cost what the products save.
@@ -42,7 +37,7 @@ def pays(inputs: tf.Tensor, kernel_shape: Sequence[int], training: bool = False)
     """
     _, height, width, _ = inputs.shape
     return (
-        tuple(kernel_shape[:2]) == (_TAPS, _TAPS)
+        tuple(kernel_shape[:2]) == (TAPS, TAPS)
         and min(kernel_shape[2:]) >= _FEWEST_CHANNELS
         and height is not None
         and width is not None
@@ -109,7 +104,7 @@ def convolve(inputs: tf.Tensor, kernel: tf.Tensor | tf.Variable, is_frozen: bool
 def _tiles(maps: tf.Tensor) -> float:
     """Return how many tiles the maps are cut into; of an unknown number of maps, infinitely many."""
     count, height, width, _ = maps.shape
-    return np.inf if count is None else count * -(-height // _TILE) * -(-width // _TILE)
+    return np.inf if count is None else count * -(-height // TILE) * -(-width // TILE)
 
 
 @dataclass(frozen=True)
@@ -128,7 +123,7 @@ class _Transforms:
 
     def of_kernel(self, kernel: tf.Tensor) -> tf.Tensor:
         """Return [pairs, channels, filters]."""
-        taps = tf.reshape(kernel, [_TAPS * _TAPS, -1])
+        taps = tf.reshape(kernel, [TAPS * TAPS, -1])
         return tf.reshape(tf.matmul(self.kernel, taps), [len(self.kernel), *kernel.shape[2:]])
 
     def to_kernel(self, parts: list[tf.Tensor], shape: Sequence[int]) -> tf.Tensor:
@@ -209,7 +204,7 @@ class _Kept:
 
 @functools.cache
 def _transforms(height: int, width: int) -> _Transforms:
-    rows, columns = _along_axis(height), _along_axis(width)
+    rows, columns = along_axis(height), along_axis(width)
     pairs = [(row, column) for row in rows for column in columns]
     # Pairs of as many tiles next to each other, so that few operations part them.
     pairs.sort(key=lambda pair: -len(rows[pair[0]]) * len(columns[pair[1]]))
@@ -221,45 +216,10 @@ def _transforms(height: int, width: int) -> _Transforms:
     ]
     return _Transforms(
         inputs=_float32([np.kron(row.inputs, column.inputs) for row, column in tiles]),
-        kernel=_float32([np.kron(_powers(row, _TAPS), _powers(column, _TAPS)) for row, column in pairs]),
+        kernel=_float32([np.kron(powers(row, TAPS), powers(column, TAPS)) for row, column in pairs]),
         outputs=_float32([np.kron(row.outputs, column.outputs) for row, column in tiles]).T,
         sizes=tuple(len(rows[row]) * len(columns[column]) for row, column in pairs),
     )
-
-
-@dataclass(frozen=True)
-class _TileAtPoint:
-    """What a cell of the axis weighs in a tile's value at a point, and what the product there adds to it."""
-
-    inputs: np.ndarray
-    outputs: np.ndarray
-
-
-def _along_axis(side: int) -> dict[float, list[_TileAtPoint]]:
-    """Return, for every point, the tiles of an axis of `side` cells that are evaluated there."""
-    found: dict[float, list[_TileAtPoint]] = {}
-    for start in range(0, side, _TILE):
-        size = min(_TILE, side - start)
-        points = [*_POINTS[: size + _TAPS - 2], np.inf]
-        # The transposed Toom-Cook algorithm: evaluation of what is multiplied, and the transposed inverse
-        # of the evaluation of the product.
-        inverse = np.linalg.inv([_powers(point, size + _TAPS - 1) for point in points]).T
-        for point, weights in zip(points, inverse, strict=True):
-            inputs, outputs = np.zeros(side), np.zeros(side)
-            for offset, weight in enumerate(weights):
-                cell = start + offset - _TAPS // 2
-                if 0 <= cell < side:  # beyond is padding, which is zero
-                    inputs[cell] = weight
-            outputs[start : start + size] = _powers(point, size)
-            found.setdefault(point, []).append(_TileAtPoint(inputs, outputs))
-    return found
-
-
-def _powers(point: float, count: int) -> np.ndarray:
-    """Return what the coefficients of a polynomial of `count` weigh in its value at `point`."""
-    if np.isinf(point):
-        return np.eye(count)[-1]
-    return np.power(point, np.arange(count))
 
 
 def _float32(rows: list[np.ndarray]) -> np.ndarray:

@@ -39,7 +39,9 @@ LAYERS = [
     | {"pipeline_training"},
     {"faster_rcnn"},
     {"rpn", "box_classifier", "feature_extractors", "recomputation"},
-    {"batch_norm", "sparse_convolution", "winograd", "convolution_gradients"},
+    {"batch_norm", "sparse_convolution", "convolution_gradients"},
+    {"winograd", "winograd_large"},
+    {"minimal_filtering"},
     {"anchors", "boxes", "sampling", "suppression"},
     # What knows nothing of detectors, or only their words.
     {"component", "selectors", "resizer", "encoded_image", "label_map", "drawing"}
