@@ -66,6 +66,7 @@ def _bars(
             textcoords="offset points",
             va="center",
             fontsize=9,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},  # over the line of the reference
         )
     axes.set_xlabel(label)
     axes.spines[["top", "right"]].set_visible(False)
