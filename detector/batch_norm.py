@@ -13,6 +13,7 @@ import tf_keras
 from detector.cpu import has_onednn
 
 _held = False
+_unfolded = False
 
 
 @contextmanager
@@ -27,6 +28,20 @@ def moving_averages_held() -> Iterator[None]:
         yield
     finally:
         _held = before
+
+
+@contextmanager
+def unfolded() -> Iterator[None]:
+    """Have every layer called that is called in here, none folded into the kernel before it.
+
+    For what looks at a layer's inputs.
+    """
+    global _unfolded
+    before, _unfolded = _unfolded, True
+    try:
+        yield
+    finally:
+        _unfolded = before
 
 
 class BatchNorm(tf_keras.layers.BatchNormalization):
@@ -58,11 +73,11 @@ class BatchNorm(tf_keras.layers.BatchNormalization):
             self.moving_variance.assign(variance)
         return outputs
 
-    def folded_into(self, kernel: tf.Variable) -> tuple[tf.Tensor, tf.Tensor]:
+    def folded_into(self, kernel: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Return a kernel and an offset that convolve and normalise at once, by the moving averages.
 
         Args:
-            kernel: float32 [h, w, channels, filters], of the convolution before; under mixed precision, too.
+            kernel: float32 [h, w, channels, filters], of the convolution before.
 
         Returns:
             The kernel and the offset [filters], computed in float32, in the layer's compute dtype.
@@ -70,10 +85,8 @@ class BatchNorm(tf_keras.layers.BatchNormalization):
         scale = tf.math.rsqrt(self.moving_variance + self.epsilon)
         if self.scale:
             scale *= self.gamma
-        # As it is kept: its value would come cast.
-        kept = tf.raw_ops.ReadVariableOp(resource=kernel.handle, dtype=tf.float32)
         offset = self.beta - scale * self.moving_mean
-        return tf.cast(scale * kept, self.compute_dtype), tf.cast(offset, self.compute_dtype)
+        return tf.cast(scale * kernel, self.compute_dtype), tf.cast(offset, self.compute_dtype)
 
 
 def folding_pays(inputs: tf.Tensor) -> bool:
@@ -81,7 +94,7 @@ def folding_pays(inputs: tf.Tensor) -> bool:
 
     TensorFlow fuses the two in float32, and not in bfloat16.
     """
-    return inputs.dtype == tf.bfloat16 and not tf.config.list_logical_devices("GPU")
+    return not _unfolded and inputs.dtype == tf.bfloat16 and not tf.config.list_logical_devices("GPU")
 
 
 def _operation(inputs: tf.Tensor, training: bool) -> Callable[..., tuple[tf.Tensor, ...]]:

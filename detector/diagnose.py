@@ -22,6 +22,7 @@ import tensorflow as tf
 import tf_keras
 
 from detector import boxes
+from detector.batch_norm import unfolded
 from detector.component import walk_layers
 from detector.determinism import enable_determinism
 from detector.faster_rcnn import FasterRCNN
@@ -196,7 +197,8 @@ def recorded_inputs(layers: Mapping[str, tf_keras.layers.Layer]) -> Iterator[dic
     for name, layer in layers.items():
         layer.call = recording(name, layer)
     try:
-        yield inputs
+        with unfolded():
+            yield inputs
     finally:
         for layer in layers.values():
             del layer.call

@@ -107,7 +107,7 @@ def test_a_kernel_takes_the_batch_norm_behind_it_in(policy, tolerance, scale):
         tf_keras.mixed_precision.set_global_policy("float32")
     (kernel,) = convolution.get_weights()  # float32 under either policy
     expected = built(BatchNorm, scale=scale)(tf.nn.conv2d(INPUTS, kernel, 1, "SAME"))
-    folded, offset = layer.folded_into(convolution.kernel)
+    folded, offset = layer.folded_into(tf.constant(kernel))
     assert {folded.dtype.name, offset.dtype.name} == {layer.compute_dtype}
     found = tf.nn.conv2d(INPUTS, tf.cast(folded, tf.float32), 1, "SAME") + tf.cast(offset, tf.float32)
     magnitude = np.abs(expected).max()

@@ -53,6 +53,16 @@ def model():
     return model
 
 
+def test_in_bfloat16_batch_norms_have_inputs_to_record():
+    model = build_model(override(TINY, ["model.precision=bfloat16"], "tiny").model, CLASS_NAMES)
+    norms = {
+        path: layer for path, layer in batch_norms(model).items() if path.startswith("feature_extractor")
+    }
+    with recorded_inputs(norms) as recorded:
+        model.first_stage(tiny_batch(0)["image"])
+    assert recorded.keys() == norms.keys()
+
+
 @pytest.fixture(scope="module")
 def measured(model):
     """The diagnosis, and every variable before and after it."""

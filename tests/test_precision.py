@@ -10,6 +10,7 @@ import tf_keras
 from conftest import CLASS_NAMES, TINY, tiny_batch, values_of
 
 from detector import checkpoint
+from detector.batch_norm import unfolded
 from detector.builder import build_model
 from detector.checkpoint import CheckpointInfo
 from detector.config import load, override
@@ -104,6 +105,24 @@ def test_inference_in_bfloat16_has_batch_norms_in_kernels(models):
     exact, fast = models["float32"], models["bfloat16"]
     assert batch_norms(fast, training=False) == 0
     assert batch_norms(fast, training=True) == batch_norms(exact, training=False) > 0
+
+
+def test_inference_in_bfloat16_has_gradients(models):
+    """As a diagnosis takes them, with and without batch norms in kernels."""
+    stage = models["bfloat16"].feature_extractor.Conv2d_2c_3x3
+    inputs = tf.cast(tf.random.stateless_normal([1, 8, 8, stage.kernel.shape[2]], [0, 1]), tf.bfloat16)
+
+    def gradients():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.cast(stage(inputs, training=False), tf.float32) ** 2)
+        return tape.gradient(loss, stage.trainable_variables)
+
+    folded = gradients()
+    with unfolded():
+        apart = gradients()
+    for one, other in zip(folded, apart, strict=True):
+        assert one.dtype == tf.float32
+        np.testing.assert_allclose(one, other, rtol=0, atol=0.03 * np.abs(other).max())
 
 
 def test_a_trained_detector_sees_almost_the_same():

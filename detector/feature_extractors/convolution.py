@@ -67,13 +67,17 @@ class Conv(tf_keras.layers.Conv2D):
         super().build(input_shape)
         self.BatchNorm.build(self.compute_output_shape(input_shape))
 
+    def add_weight(self, *arguments: Any, **keywords: Any) -> tf.Variable:
+        """Make a variable whose value is float32 under mixed precision, too; `call` casts."""
+        return super().add_weight(*arguments, experimental_autocast=False, **keywords)
+
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Map `inputs` [B, H, W, channels] to [B, ceil(H / strides), ceil(W / strides), filters].
 
         Without padding, H and W are less by the kernel's size less 1 before they are divided.
         """
         if not training and folding_pays(inputs):
-            kernel, offset = self.BatchNorm.folded_into(self.kernel)
+            kernel, offset = self.BatchNorm.folded_into(tf.convert_to_tensor(self.kernel))
             outputs = tf.nn.bias_add(self._pad_and_convolve(inputs, kernel), offset)
         else:
             outputs = self.BatchNorm(self._convolve(inputs, training), training=training)
@@ -85,8 +89,8 @@ class Conv(tf_keras.layers.Conv2D):
         if self.winograd and pads_alike and winograd.pays(inputs, self.kernel.shape, training):
             return winograd.convolve(inputs, self.kernel, is_frozen=training and not self.trainable)
         if training and self.is_differentiated and self._has_quicker_gradients(inputs):
-            return convolution_gradients.convolve(inputs, tf.convert_to_tensor(self.kernel), self.strides[0])
-        return self._pad_and_convolve(inputs, self.kernel)
+            return convolution_gradients.convolve(inputs, tf.cast(self.kernel, inputs.dtype), self.strides[0])
+        return self._pad_and_convolve(inputs, tf.cast(self.kernel, inputs.dtype))
 
     def _pad_and_convolve(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         if not self.fixed_padding:
